@@ -1,0 +1,207 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Run the test suites and count; scripts/check is the way in.
+
+    scripts/check [--long] [--list] [SUITE...]
+
+A suite is a command that prints TAP. The first ones below are targets of the
+Makefile; every selftests/NAME/run.sh is one more, found by being there. What a
+suite prints goes to build/check/NAME.log; tap.py says what counts as what. A
+suite that leaves a process behind has a failure, and the process is ended.
+
+The last line is `N passed, N failed, N skipped`, and the exit status is 1 if
+anything failed.
+"""
+import argparse
+import ctypes
+import glob
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import tap
+
+LOGS = 'build/check'
+TOTAL_SECONDS = 24.5 * 60
+LONG_FACTOR = 6
+DEFAULT_TIMEOUT = 300
+SHOWN_LINES = 40
+MAKE = ['make', '--no-print-directory', '-j%d' % (os.cpu_count() or 1), 'WERROR=1']
+
+
+class Suite:
+    """plain: its exit status is its one result. needs: without this file it fails."""
+    def __init__(self, name, command, timeout=DEFAULT_TIMEOUT, plain=False, needs=None):
+        self.name, self.command, self.timeout = name, command, timeout
+        self.plain, self.needs = plain, needs
+
+
+def from_script(name, timeout=DEFAULT_TIMEOUT):
+    path = 'selftests/%s/run.sh' % name
+    return Suite(name, [path], timeout, needs=path)
+
+
+def end_to_end(timeout):
+    # The timeout of one program is a little shorter, so that it is named when it hangs.
+    files = sorted(glob.glob('selftests/e2e/test_*.py'))
+    return Suite('e2e', ['python3', 'scripts/tap.py', 'run', '--timeout', str(timeout - 30)]
+                 + files, timeout)
+
+
+def all_suites():
+    """Cheap ones first; seconds are several times what an idle two-core machine needs."""
+    suites = [
+        Suite('build', MAKE + ['all'], 300, plain=True),
+        from_script('layers', 60),
+        from_script('harness', 120),
+        from_script('install', 60),
+        from_script('model', 300),
+        Suite('unit', MAKE + ['unit'], 300),
+        Suite('asan', MAKE + ['asan'], 420),
+        Suite('tsan', MAKE + ['tsan'], 420),
+        Suite('fuzz', MAKE + ['fuzz'], 300),
+        Suite('tidy', MAKE + ['tidy'], 420),
+        from_script('kmod', 240),
+        from_script('inject', 240),
+        from_script('dirty', 300),
+        from_script('guest', 300),
+        end_to_end(600),
+        Suite('demo', ['scripts/demo'], 180, plain=True, needs='scripts/demo'),
+    ]
+    known = {s.name for s in suites}
+    for path in sorted(glob.glob('selftests/*/run.sh')):
+        name = path.split('/')[1]
+        if name not in known:
+            suites.insert(-2, from_script(name))
+    return suites
+
+
+def adopt_orphans():
+    """Make processes whose parent ends our children, so that none gets away unseen."""
+    PR_SET_CHILD_SUBREAPER = 36
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def children():
+    """Our living children as {pid: command}; dead ones are reaped on the way."""
+    found = {}
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        return found
+    with open('/proc/self/task/%d/children' % os.getpid()) as f:
+        for pid in map(int, f.read().split()):
+            try:
+                with open('/proc/%d/cmdline' % pid, 'rb') as cmdline:
+                    found[pid] = cmdline.read().replace(b'\0', b' ').decode(errors='replace')
+            except OSError:
+                pass
+    return found
+
+
+def end_strays(grace):
+    """Wait a moment for what a suite left running, then kill it; return what it was."""
+    deadline = time.monotonic() + grace
+    while children() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    strays = children()
+    # The children of a killed stray come to us in their turn.
+    while children():
+        for pid in children():
+            os.kill(pid, signal.SIGKILL)
+        time.sleep(0.02)
+    return ['left running: %d %s' % (pid, cmd[:150]) for pid, cmd in strays.items()]
+
+
+def run_suite(suite, timeout, env):
+    """Return what tap.judge() does."""
+    log_path = os.path.join(LOGS, suite.name + '.log')
+    if suite.needs and not os.access(suite.needs, os.X_OK):
+        return [(tap.FAILED, suite.name, 'there is no program ' + suite.needs)]
+    with open(log_path, 'wb') as log:
+        try:
+            _, status, timed_out = tap.run(suite.command, timeout, grace=15, env=env,
+                                           stdout=log, stderr=subprocess.STDOUT)
+        except OSError as e:
+            return [(tap.FAILED, suite.name, 'cannot run: %s' % e)]
+        finally:
+            strays = end_strays(5)
+    with open(log_path, errors='replace') as log:
+        text = log.read()
+    if suite.plain:
+        text = '1..1\n%s 1 - %s\n' % ('not ok' if status else 'ok', suite.name)
+    results = tap.judge(suite.name, text, status, timed_out)
+    return results + [(tap.FAILED, suite.name, stray) for stray in strays]
+
+
+def report(suite, results, seconds):
+    """One line a suite; then what was skipped, and what failed with the log's end."""
+    count = count_of(results)
+    print('%-10s %4d passed %4d failed %4d skipped %7.1f s'
+          % (suite.name, count[tap.PASSED], count[tap.FAILED], count[tap.SKIPPED], seconds))
+    for outcome, test, reason in results:
+        if outcome == tap.SKIPPED:
+            print('    SKIP %s: %s' % (test, reason))
+        elif outcome == tap.FAILED:
+            print('    FAIL %s%s' % (test, ': ' + reason if reason else ''))
+    path = os.path.join(LOGS, suite.name + '.log')
+    if count[tap.FAILED] and os.path.exists(path):
+        with open(path, errors='replace') as log:
+            lines = log.read().splitlines()
+        print('    the end of %s:' % path)
+        print(''.join('    | %s\n' % line for line in lines[-SHOWN_LINES:]), end='')
+    sys.stdout.flush()
+
+
+def count_of(results):
+    count = {tap.PASSED: 0, tap.FAILED: 0, tap.SKIPPED: 0}
+    for outcome, _, _ in results:
+        count[outcome] += 1
+    return count
+
+
+def choose(names):
+    suites = all_suites()
+    known = [s.name for s in suites]
+    for name in names:
+        if name not in known:
+            sys.exit("check: there is no suite '%s'; know %s" % (name, ' '.join(known)))
+    return [s for s in suites if not names or s.name in names]
+
+
+def main():
+    parser = argparse.ArgumentParser(prog='scripts/check')
+    parser.add_argument('--long', action='store_true', help='more time for fuzzers and sweeps')
+    parser.add_argument('--list', action='store_true', help='print the names of the suites')
+    parser.add_argument('suites', nargs='*', metavar='SUITE')
+    args = parser.parse_args()
+    suites = choose(args.suites)
+    if args.list:
+        print(*[s.name for s in suites], sep='\n')
+        return 0
+    env = dict(os.environ)
+    if args.long:
+        env.update(FERRY_LONG='1', FUZZ_SECONDS='120')
+    os.makedirs(LOGS, exist_ok=True)
+    tap.die_tidily()
+    adopt_orphans()
+
+    everything = []
+    end = time.monotonic() + (TOTAL_SECONDS if not args.long else 1e9)
+    for suite in suites:
+        start = time.monotonic()
+        timeout = suite.timeout * (LONG_FACTOR if args.long else 1)
+        results = run_suite(suite, max(1, min(timeout, end - start)), env)
+        report(suite, results, time.monotonic() - start)
+        everything += results
+    count = count_of(everything)
+    print('%d passed, %d failed, %d skipped'
+          % (count[tap.PASSED], count[tap.FAILED], count[tap.SKIPPED]))
+    return 1 if count[tap.FAILED] or not count[tap.PASSED] else 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,126 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The demonstration: move a running guest and prove that nothing was lost.
+
+Started by scripts/demo, which installs and builds first.
+"""
+import os
+import platform
+import subprocess
+import sys
+import time
+
+from lib import (FERRY, Lab, boot_files, check, check_completed, check_equal, prerequisites,
+                 qemu_binary, wait_until)
+from tap import Failed, Skip
+
+APPEND = "ferry.mib=128 ferry.dirty=128 ferry.pause_ms=5"
+
+
+def say(text=""):
+    print(text, flush=True)
+
+
+def step(number, text):
+    say("\n[%d/6] %s" % (number, text))
+
+
+def proved(text):
+    say("      proved: " + text)
+
+
+def milliseconds(ns):
+    return "%.1f ms" % (ns / 1e6)
+
+
+def show_ticks(guest, more):
+    before = guest.ticks().count
+    guest.wait_ticks(more)
+    with open(guest.qemu.serial, errors="replace") as file:
+        lines = [line.strip() for line in file if line.startswith("TICK") and line.endswith("\n")]
+    for line in lines[-more:]:
+        say("      | " + line)
+    return guest.ticks().count - before
+
+
+def start_guest(lab):
+    kernel, _ = boot_files()
+    version = subprocess.run([qemu_binary(), "--version"], stdout=subprocess.PIPE,
+                             text=True).stdout.splitlines()[0]
+    step(1, "A virtual machine is started: Debian kernel %s in\n      %s."
+         % (os.path.basename(kernel).replace("vmlinuz-", ""), version))
+    say("      Its workload fills 128 MiB with random records, rewrites some of them and checks\n"
+        "      all of them, over and over, on 2 CPUs, and counts on its serial line:")
+    guest = lab.boot("vm1", append=APPEND, mib=256)
+    show_ticks(guest, 4)
+    return guest
+
+
+def migrate(lab, guest):
+    step(2, "A second, empty QEMU waits; `ferry recv` listens beside it.")
+    target = lab.destination("vm2", mib=256)
+    recv = lab.recv(target)
+    say("      it listens on " + recv.listening)
+    step(3, "`ferry send` moves the running guest there: TCP, 2 channels, RAM compared by hash.")
+    say("      $ ferry send %s %s --channels 2 --verify" % (guest.qemu.uri, recv.listening))
+    send = lab.send(guest.qemu, recv.listening, "--channels", 2, "--verify")
+    check_completed(send, recv, channels=2)
+    result = send.result
+    say("      states: " + " -> ".join(send.states()))
+    say("      %d MiB of RAM, %.1f MiB sent in %d rounds, %.2f s in all; the guest stood still "
+        "for %s" % (result["ram_bytes"] >> 20, result["sent_bytes"] / 2 ** 20, result["rounds"],
+                    result["total_ns"] / 1e9, milliseconds(result["downtime_ns"])))
+    say("      changed pages were found by the tracker '%s' (this machine's kernel is %s)"
+        % (result["tracker"], platform.release()))
+    return target, send, recv
+
+
+def prove(lab, guest, target, send, recv):
+    source = guest.qemu
+    step(4, "The guest goes on in the second QEMU:")
+    guest.moved(target)
+    counted = guest.ticks().count
+    show_ticks(guest, 6)
+    step(5, "Proofs")
+    wait_until(lambda: not source.alive(), 5, "the source QEMU has quit")
+    proved("the source is gone: QEMU %d has ended" % source.pid)
+    check_equal(target.status(), "running", "the destination's state")
+    proved("the destination runs: QEMU %d says so" % target.pid)
+    ticks = guest.ticks()
+    check(not ticks.problems, "the counter: %s", "; ".join(ticks.problems[:5]))
+    check(ticks.count > counted, "the counter stands still")
+    proved("the counter went 0..%d over both serial lines without a gap or a repeat"
+           % ticks.numbers[-1])
+    check_equal(ticks.bad, 0, "failed memory checks")
+    proved("the guest checked its memory %d times and found 0 bad records" % ticks.loops)
+    for ferry in (send, recv):
+        check_equal(ferry.result["verified"], True, "verified by " + ferry.name)
+    proved("at the switchover the hashes of all RAM were equal on both sides")
+    target.check_clean()
+    lab.check_no_ferry()
+    proved("nothing of ferry is left in QEMU or on this machine")
+
+
+def main():
+    start = time.monotonic()
+    try:
+        prerequisites()
+        lab = Lab("demo")
+    except Skip as reason:
+        print("demo: cannot run here: %s" % reason, file=sys.stderr)
+        return 1
+    try:
+        guest = start_guest(lab)
+        prove(lab, guest, *migrate(lab, guest))
+    except Failed as error:
+        print("\ndemo: FAILED: %s\n%s" % (error, lab.diagnostics()), file=sys.stderr)
+        return 1
+    finally:
+        Lab.close_all()
+    step(6, "Done: all of it holds. %.0f s. The commands are explained by `%s --help`."
+         % (time.monotonic() - start, os.path.relpath(FERRY)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

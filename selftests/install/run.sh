@@ -1,0 +1,49 @@
+#!/bin/sh
+# SPDX-License-Identifier: GPL-2.0-or-later
+#
+# `make install` puts a program that starts and a readable manual page where it is told
+# to, and `make uninstall` takes both away. Prints TAP.
+set -u
+cd "$(dirname "$0")/../.." || exit 1
+work=$(mktemp -d) || exit 1
+trap 'rm -rf "$work"' EXIT
+trap 'exit 143' TERM INT
+number=0 status=0
+
+# result NAME: the test's outcome is the status of what ran before, its output in log.
+result() {
+	if [ $? = 0 ]; then
+		words=ok
+	else
+		words='not ok' status=1
+	fi
+	number=$((number + 1))
+	echo "$words $number - $1"
+	[ "$words" = ok ] || sed 's/^/# /' "$work/log"
+}
+
+make_() { make --no-print-directory DESTDIR="$work/root" PREFIX=/opt/ferry "$@"; }
+mode() { stat -c %a "$work/root/opt/ferry/$1"; }
+
+echo 1..4
+{ make_ install && [ "$(mode bin/ferry)" = 755 ] && [ "$(mode share/man/man1/ferry.1)" = 644 ] &&
+	[ "$(find "$work/root" -type f | wc -l)" = 2 ]; } > "$work/log" 2>&1
+result installs_two_files
+
+# Without a command: usage, exit status 2.
+{ "$work/root/opt/ferry/bin/ferry"; [ $? = 2 ]; } > "$work/log" 2>&1
+result installed_program_starts
+
+if command -v man > /dev/null && command -v groff > /dev/null; then
+	page=$work/root/opt/ferry/share/man/man1/ferry.1
+	{ MANWIDTH=80 man --warnings -E UTF-8 -l "$page" > "$work/page" 2> "$work/log" &&
+		[ ! -s "$work/log" ] && grep -q 'EXIT STATUS' "$work/page"; } 2>> "$work/log"
+	result manual_page_renders_without_warnings
+else
+	number=$((number + 1))
+	echo "ok $number - manual_page_renders_without_warnings # SKIP no man and groff here"
+fi
+
+{ make_ uninstall && [ -z "$(find "$work/root" -type f)" ]; } > "$work/log" 2>&1
+result uninstalls_them
+exit $status

@@ -1,0 +1,79 @@
+#!/bin/sh
+# SPDX-License-Identifier: GPL-2.0-or-later
+#
+# Print the path of a Debian kernel image and, on a second line, of its modules
+# folder (lib/modules/VERSION), after fetching it into the cache if needed.
+#
+#   selftests/qemu/kernel.sh [FLAVOUR]      default: cloud
+#
+# $FERRY_CACHE names the cache; default build/cache.
+set -eu
+root=$(cd "$(dirname "$0")/../.." && pwd)
+. "$root/selftests/qemu/apt.sh"
+
+flavour=${1:-cloud}
+# flavour, package that depends on the current kernel, suite
+while read -r name meta suite; do
+	[ "$name" != "$flavour" ] || break
+done <<TABLE
+cloud       linux-image-cloud-amd64  -
+standard    linux-image-amd64        -
+6.12        linux-image-amd64        bookworm-backports
+6.12-cloud  linux-image-cloud-amd64  bookworm-backports
+7.2         linux-image-amd64        trixie-backports
+7.2-cloud   linux-image-cloud-amd64  trixie-backports
+none        -                        -
+TABLE
+[ "$name" = "$flavour" ] ||
+	die "there is no flavour '$flavour'; know cloud standard 6.12 6.12-cloud 7.2 7.2-cloud"
+
+out=$cache/kernel-$flavour
+need apt-get dpkg-deb depmod flock
+lock "kernel-$flavour"
+
+# depends PACKAGE PREFIX: what a package depends on whose name starts so and goes
+# on with a version, from the lists that $apt_options selects.
+depends() {
+	apt-cache $apt_options show --no-all-versions "$1" 2>/dev/null | sed -n 's/^Depends: //p' |
+		head -n 1 | tr ',' '\n' | sed -n "s/^ *\($2-[0-9][^ ]*\).*/\1/p"
+}
+
+fetch() { # SUITE
+	apt_suite "$1"
+	package=$(depends "$meta" linux-image)
+	[ -n "$package" ] || return 1
+	# In later releases the image package is empty and the files are in these three.
+	for part in linux-binary linux-modules linux-base; do
+		package="$package $(depends "${package%% *}" $part)"
+	done
+	(cd "$new" && apt-get $apt_options download $package >&2)
+}
+
+if [ ! -e "$out/complete" ]; then
+	new=$out.new
+	rm -rf "$new" "$out"
+	mkdir -p "$new/root"
+	if ! fetch "$suite"; then
+		# No or stale lists in the system: take private ones of the same release.
+		[ "$suite" = - ] && fetch "$(. /etc/os-release && echo "$VERSION_CODENAME")" ||
+			die "cannot download the kernel behind $meta; is a Debian mirror reachable?"
+	fi
+	for deb in "$new"/*.deb; do
+		dpkg-deb -x "$deb" "$new/root"
+	done
+	rm "$new"/*.deb
+	[ -d "$new/root/lib/modules" ] || ln -s usr/lib "$new/root/lib"
+	version=$(ls "$new/root/lib/modules")
+	depmod -b "$new/root" "$version"
+	if [ -e "$new/root/boot/vmlinuz-$version" ]; then
+		ln -s "root/boot/vmlinuz-$version" "$new/vmlinuz"
+	else
+		ln -s "root/lib/modules/$version/vmlinuz" "$new/vmlinuz"
+	fi
+	ln -s "root/lib/modules/$version" "$new/modules"
+	[ -e "$new/vmlinuz" ] || die "$package holds no vmlinuz where one was expected"
+	touch "$new/complete"
+	mv "$new" "$out"
+fi
+readlink -f "$out/vmlinuz"
+readlink -f "$out/modules"

@@ -1,0 +1,175 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "agent/command.h"
+#include "agent/runtime.h"
+#include "agent/store.h"
+#include "base/log.h"
+#include "engine/open.h"
+#include "guest/guest.h"
+
+static int resume_save(void *ctx, const struct ferry_record *record, struct ferry_error *err)
+{
+	(void)ctx;
+	return ferry_store_save(record, err);
+}
+
+static int resume_end(struct ferry_job *job, enum ferry_state state, struct ferry_error *err)
+{
+	job->record.state = state;
+	job->record.settled = true;
+	return ferry_job_save(job, err);
+}
+
+static int resume_source(struct ferry_job *job, bool force, struct ferry_error *err)
+{
+	const char *id = job->record.id;
+	int r = 0;
+
+	switch (job->record.phase) {
+	case FERRY_PHASE_OPEN:
+		snprintf(job->record.error, sizeof(job->record.error), "all its processes died");
+		r = ferry_job_phase(job, FERRY_PHASE_ABORTED, err);
+		break;
+	case FERRY_PHASE_ABORTED:
+	case FERRY_PHASE_FENCED:
+		break;
+	case FERRY_PHASE_COMMIT:
+		if (!force)
+			return ferry_error_set(err, EPERM,
+					       "%s is committed: the destination may run the guest.\n"
+					       "  ferry recover %s        asks it\n"
+					       "  ferry resume %s --force-source    only if you are "
+					       "certain that it does not and never will", id, id,
+					       id);
+		/* The fence is durable first: no later answer can make two owners. */
+		r = ferry_job_phase(job, FERRY_PHASE_FENCED, err);
+		break;
+	default:
+		return ferry_error_set(err, EPERM,
+				       "the destination runs the guest of %s: it must not run here. "
+				       "'ferry recover %s' ends the migration", id, id);
+	}
+	if (!r)
+		r = ferry_job_undo(job, true, err);
+	if (!r)
+		r = resume_end(job, FERRY_STATE_FAILED, err);
+	if (!r)
+		printf("%s: the guest is back as it was before, at the source\n", id);
+	return r;
+}
+
+/* The guest is owned here, or is to be by force. */
+static int resume_own(struct ferry_job *job, struct ferry_error *err)
+{
+	struct ferry_guest *guest;
+	int r = ferry_open_guest(job, FERRY_GUEST_DESTINATION, &guest, err);
+
+	if (r)
+		return r;
+	if (!job->record.guest_paused)
+		r = guest->ops->run(guest, err);
+	if (!r)
+		r = guest->ops->undo(guest, true, err);
+	if (!r && !job->record.guest_paused)
+		guest->ops->announce(guest);
+	guest->ops->close(guest);
+	if (!r)
+		r = ferry_job_phase(job, FERRY_PHASE_RAN, err);
+	if (!r)
+		r = resume_end(job, FERRY_STATE_COMPLETED, err);
+	if (!r)
+		printf("%s: the guest runs here, at the destination\n", job->record.id);
+	return r;
+}
+
+static int resume_destination(struct ferry_job *job, bool force, struct ferry_error *err)
+{
+	const char *id = job->record.id;
+	int r = 0;
+
+	switch (job->record.phase) {
+	case FERRY_PHASE_COMMIT_WAIT:
+		if (!force)
+			return ferry_error_set(err, EPERM,
+					       "%s is loaded and waits: the source may run the guest.\n"
+					       "  ferry recover %s        waits for it again\n"
+					       "  ferry cancel %s         if the guest runs at the "
+					       "source\n"
+					       "  ferry resume %s --force-destination    only if you "
+					       "are certain that the source is gone for good", id,
+					       id, id, id);
+		r = ferry_job_phase(job, FERRY_PHASE_RUN_ACCEPTED, err);
+		return r ? r : resume_own(job, err);
+	case FERRY_PHASE_RUN_ACCEPTED:
+	case FERRY_PHASE_RAN:
+		return resume_own(job, err);
+	case FERRY_PHASE_OPEN:
+		snprintf(job->record.error, sizeof(job->record.error), "all its processes died");
+		r = ferry_job_phase(job, FERRY_PHASE_ABORTED, err);
+		break;
+	default:
+		break;
+	}
+	if (!r)
+		r = ferry_job_undo(job, false, err);
+	if (!r)
+		r = resume_end(job, FERRY_STATE_FAILED, err);
+	if (!r)
+		printf("%s: cleaned up; the guest never ran here\n", id);
+	return r;
+}
+
+static int resume_locked(const struct ferry_args *args, struct ferry_job *job,
+			 struct ferry_error *err)
+{
+	bool source;
+	int r = ferry_store_load(args->operands[0], &job->record, err);
+
+	if (r)
+		return r;
+	source = job->record.role == FERRY_ROLE_SOURCE;
+	job->stats = job->record.stats;
+	if ((source && args->force_destination) || (!source && args->force_source))
+		return ferry_error_set(err, EINVAL,
+				       "%s is the %s: type --force-%s here, or --force-%s on the "
+				       "other host", job->record.id, source ? "source" : "destination",
+				       source ? "source" : "destination",
+				       source ? "destination" : "source");
+	if (job->record.settled)
+		return ferry_error_set(err, EALREADY, "%s is over: %s, nothing to resume",
+				       job->record.id, ferry_state_name(job->record.state));
+	return source ? resume_source(job, args->force_source, err) :
+			resume_destination(job, args->force_destination, err);
+}
+
+int ferry_command_resume(const struct ferry_args *args)
+{
+	const struct ferry_job_hooks hooks = { .save = resume_save };
+	struct ferry_error err = { 0 };
+	struct ferry_record known;
+	struct ferry_job job;
+	int lock_fd = -1, r;
+
+	/* Nobody's id makes no lock file. */
+	r = ferry_store_load(args->operands[0], &known, &err);
+	if (!r) {
+		ferry_record_free(&known);
+		r = lock_fd = ferry_runtime_lock(args->operands[0], &err);
+	}
+	if (r < 0) {
+		ferry_log_error("%s", err.text);
+		return FERRY_EXIT_FAILED;
+	}
+	ferry_job_init(&job, &hooks);
+	r = resume_locked(args, &job, &err);
+	ferry_job_destroy(&job);
+	close(lock_fd);
+	if (!r)
+		return FERRY_EXIT_DONE;
+	ferry_log_error("%s", err.text);
+	return r == -EPERM ? FERRY_EXIT_PERSON : FERRY_EXIT_FAILED;
+}

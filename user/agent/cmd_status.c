@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include <errno.h>
+#include <json-c/json.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "agent/command.h"
+#include "agent/control.h"
+#include "agent/report.h"
+#include "agent/runtime.h"
+#include "agent/store.h"
+#include "base/log.h"
+
+/* What to type when a migration is not over and no process serves it any more. */
+static const char *status_advice(const char *phase, const char *role)
+{
+	if (!strcmp(phase, "commit"))
+		return "recover ID (or resume ID --force-source)";
+	if (!strcmp(phase, "commit-wait"))
+		return "recover ID, cancel ID (or resume ID --force-destination)";
+	if (!strcmp(role, "destination") && (!strcmp(phase, "run-accepted") ||
+					     !strcmp(phase, "ran")))
+		return "recover ID (or resume ID)";
+	if (!strcmp(phase, "ran"))
+		return "recover ID";
+	return "resume ID";
+}
+
+/* Ask the process, or read what it left. Return: the object, or NULL with a text. */
+static struct json_object *status_get(const char *id, struct ferry_error *err)
+{
+	struct json_object *request = json_object_new_object(), *status = NULL;
+	struct ferry_record record;
+	int r;
+
+	json_object_object_add(request, "command", json_object_new_string("status"));
+	if (!ferry_runtime_check_id(id, err) && !ferry_control_ask(id, request, &status, NULL))
+		return status;
+	r = ferry_store_load(id, &record, err);
+	if (r)
+		return NULL;
+	status = ferry_control_status(&record, record.state, &record.stats, false);
+	if (!record.settled)
+		json_object_object_add(status, "advice", json_object_new_string(
+			status_advice(ferry_phase_name(record.phase),
+				      ferry_role_name(record.role))));
+	ferry_record_free(&record);
+	return status;
+}
+
+static const char *text_of(struct json_object *o, const char *key)
+{
+	struct json_object *v;
+
+	return json_object_object_get_ex(o, key, &v) && v ? json_object_get_string(v) : "";
+}
+
+static uint64_t number_of(struct json_object *o, const char *key)
+{
+	struct json_object *v;
+
+	return json_object_object_get_ex(o, key, &v) ? json_object_get_uint64(v) : 0;
+}
+
+static void status_line(struct json_object *s)
+{
+	char sent[16];
+
+	ferry_report_bytes(number_of(s, "sent_bytes"), sent);
+	printf("%-20s %-12s %-16s guest: %-12s %s sent, %llu rounds%s\n", text_of(s, "id"),
+	       text_of(s, "role"), text_of(s, "state"), text_of(s, "guest"), sent,
+	       (unsigned long long)number_of(s, "rounds"),
+	       json_object_get_boolean(json_object_object_get(s, "alive")) ? "" :
+	       text_of(s, "advice")[0] ? "  (no process left)" : "");
+}
+
+static void status_whole(struct json_object *s)
+{
+	status_line(s);
+	printf("  phase %s, epoch %llu, uuid %s\n  guest %s, %s %s\n", text_of(s, "phase"),
+	       (unsigned long long)number_of(s, "epoch"), text_of(s, "uuid"), text_of(s, "spec"),
+	       strcmp(text_of(s, "role"), "source") ? "listening at" : "to", text_of(s, "uri"));
+	if (text_of(s, "tracker")[0])
+		printf("  tracker %s, %llu channels, downtime %.1f ms%s\n", text_of(s, "tracker"),
+		       (unsigned long long)number_of(s, "channels"),
+		       (double)number_of(s, "downtime_ns") / 1e6,
+		       json_object_get_boolean(json_object_object_get(s, "verified")) ?
+			       ", RAM verified equal" : "");
+	if (text_of(s, "error")[0])
+		printf("  error: %s\n", text_of(s, "error"));
+	if (text_of(s, "advice")[0])
+		printf("  no process serves it any more; type: ferry %s\n", text_of(s, "advice"));
+}
+
+struct list_context {
+	bool json;
+	int failed;
+};
+
+static void list_one(void *ctx, const char *id)
+{
+	struct list_context *list = ctx;
+	struct ferry_error err = { 0 };
+	struct json_object *s = status_get(id, &err);
+
+	if (!s) {
+		ferry_log_error("%s", err.text);
+		list->failed = 1;
+		return;
+	}
+	if (list->json) {
+		ferry_report_print(s);
+		return;
+	}
+	status_line(s);
+	json_object_put(s);
+}
+
+int ferry_command_list(const struct ferry_args *args)
+{
+	struct list_context list = { .json = args->json };
+	struct ferry_error err = { 0 };
+
+	if (ferry_store_list(list_one, &list, &err)) {
+		ferry_log_error("%s", err.text);
+		return FERRY_EXIT_FAILED;
+	}
+	return list.failed ? FERRY_EXIT_FAILED : FERRY_EXIT_DONE;
+}
+
+int ferry_command_status(const struct ferry_args *args)
+{
+	struct ferry_error err = { 0 };
+	struct json_object *s;
+
+	if (!args->count)
+		return ferry_command_list(args);
+	s = status_get(args->operands[0], &err);
+	if (!s) {
+		ferry_log_error("%s", err.text);
+		return FERRY_EXIT_FAILED;
+	}
+	if (args->json) {
+		ferry_report_print(s);
+		return FERRY_EXIT_DONE;
+	}
+	status_whole(s);
+	json_object_put(s);
+	return FERRY_EXIT_DONE;
+}

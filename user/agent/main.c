@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include <stdio.h>
+#include <string.h>
+
+#include "agent/command.h"
+#include "agent/guardian.h"
+#include "base/log.h"
+
+struct command {
+	const char *name;
+	const char *operands;
+	int min, max; /* how many operands */
+	unsigned int takes;
+	const char *help;
+	int (*run)(const struct ferry_args *args);
+};
+
+static const struct command commands[] = {
+	{ "send", "GUEST URI", 2, 2, FERRY_TAKES_SEND, "move a running guest to URI",
+	  ferry_command_send },
+	{ "recv", "GUEST URI", 2, 2, 0, "take a guest in at URI", ferry_command_recv },
+	{ "list", "", 0, 0, 0, "the migrations known here", ferry_command_list },
+	{ "status", "[ID]", 0, 1, 0, "how one is, or all are", ferry_command_status },
+	{ "cancel", "ID", 1, 1, 0, "give up; the guest stays at the source",
+	  ferry_command_cancel },
+	{ "continue", "ID", 1, 1, 0, "go on from pre-switchover", ferry_command_continue },
+	{ "set", "ID KEY=VALUE", 2, 2, 0, "max-bandwidth=SIZE, downtime-limit=MS",
+	  ferry_command_set },
+	{ "recover", "ID [URI]", 1, 2, 0, "ask the other side what happened, and end it by that",
+	  ferry_command_recover },
+	{ "resume", "ID", 1, 1, FERRY_TAKES_FORCE, "clean up after all processes died",
+	  ferry_command_resume },
+	{ "doctor", "", 0, 0, FERRY_TAKES_FAULT_POINTS, "what this host can do, and why not",
+	  ferry_command_doctor },
+};
+
+static const char *const not_built[] = {
+	"save", "restore", "inspect", "cpr", "postcopy", "pause", "spill", "monitor",
+};
+
+static void usage(FILE *out)
+{
+	size_t i;
+
+	fprintf(out, "usage: ferry COMMAND ...\n\n");
+	for (i = 0; i < sizeof(commands) / sizeof(commands[0]); i++)
+		fprintf(out, "  %-9s %-14s %s\n", commands[i].name, commands[i].operands,
+			commands[i].help);
+	fprintf(out, "\nGUEST is qmp:PATH, the QMP socket of a running QEMU.\n"
+		     "URI is tcp:HOST:PORT, tcp:[V6]:PORT or unix:PATH.\n"
+		     "'ferry COMMAND --help' lists its options; ferry(1) tells the whole story.\n");
+}
+
+static void command_usage(FILE *out, const struct command *c)
+{
+	fprintf(out, "usage: ferry %s %s [OPTIONS]\n%s\n", c->name, c->operands, c->help);
+	if (out == stdout)
+		ferry_options_print(c->takes);
+}
+
+static int run_command(const struct command *c, int argc, char **argv)
+{
+	struct ferry_error err = { 0 };
+	struct ferry_args args;
+
+	if (ferry_options_parse(c->name, c->takes, argc, argv, &args, &err)) {
+		ferry_log_error("%s", err.text);
+		return FERRY_EXIT_USAGE;
+	}
+	if (args.help) {
+		command_usage(stdout, c);
+		return FERRY_EXIT_DONE;
+	}
+	if (args.count < c->min || args.count > c->max) {
+		ferry_log_error("ferry %s takes %s", c->name,
+				c->operands[0] ? c->operands : "no words after it");
+		command_usage(stderr, c);
+		return FERRY_EXIT_USAGE;
+	}
+	return c->run(&args);
+}
+
+int main(int argc, char **argv)
+{
+	size_t i;
+
+	if (argc < 2) {
+		usage(stderr);
+		return FERRY_EXIT_USAGE;
+	}
+	if (!strcmp(argv[1], "--help") || !strcmp(argv[1], "-h") || !strcmp(argv[1], "help")) {
+		usage(stdout);
+		return FERRY_EXIT_DONE;
+	}
+	if (!strcmp(argv[1], "--version")) {
+		printf("ferry 0.1\n");
+		return FERRY_EXIT_DONE;
+	}
+	/* Started by a worker whose guardian died, never by a person. */
+	if (!strcmp(argv[1], "guardian"))
+		return ferry_guardian_adopt(argc - 2, argv + 2);
+	for (i = 0; i < sizeof(commands) / sizeof(commands[0]); i++)
+		if (!strcmp(argv[1], commands[i].name))
+			return run_command(&commands[i], argc - 2, argv + 2);
+	for (i = 0; i < sizeof(not_built) / sizeof(not_built[0]); i++) {
+		if (strcmp(argv[1], not_built[i]))
+			continue;
+		ferry_log_error("ferry %s is not built yet in this version", argv[1]);
+		return FERRY_EXIT_USAGE;
+	}
+	ferry_log_error("there is no command '%s'; 'ferry --help' lists them", argv[1]);
+	return FERRY_EXIT_USAGE;
+}

@@ -1,0 +1,263 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "agent/options.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "wire/wire.h"
+
+#define OPTIONS_MAX_TIMEOUT_S 86400
+
+struct option_spec {
+	const char *name;
+	const char *value; /* how help calls it; NULL takes none */
+	unsigned int takes;
+	const char *help;
+	int (*set)(struct ferry_args *args, const char *value, struct ferry_error *err);
+};
+
+static int option_number(const char *name, const char *value, uint64_t low, uint64_t high,
+			 uint64_t *n, struct ferry_error *err)
+{
+	if (ferry_size_parse(value, n) || *n < low || *n > high)
+		return ferry_error_set(err, EINVAL, "%s %s: it takes a number from %llu to %llu",
+				       name, value, (unsigned long long)low,
+				       (unsigned long long)high);
+	return 0;
+}
+
+static int set_channels(struct ferry_args *a, const char *value, struct ferry_error *err)
+{
+	uint64_t n;
+	int r = option_number("--channels", value, 1, FERRY_WIRE_MAX_CHANNELS, &n, err);
+
+	if (!r)
+		a->job.channels = (uint32_t)n;
+	return r;
+}
+
+static int set_bandwidth(struct ferry_args *a, const char *value, struct ferry_error *err)
+{
+	if (ferry_size_parse(value, &a->job.max_bandwidth))
+		return ferry_error_set(err, EINVAL,
+				       "--max-bandwidth %s: it takes bytes per second, like 100M",
+				       value);
+	return 0;
+}
+
+static int set_downtime(struct ferry_args *a, const char *value, struct ferry_error *err)
+{
+	uint64_t n;
+	int r = option_number("--downtime-limit", value, 1, UINT32_MAX, &n, err);
+
+	if (!r)
+		a->job.downtime_limit_ms = (uint32_t)n;
+	return r;
+}
+
+static int set_tracker(struct ferry_args *a, const char *value, struct ferry_error *err)
+{
+	static const char *const names[] = { "auto", "kmod", "pagemap", "softdirty", "port",
+					     "none" };
+	size_t i;
+
+	for (i = 0; i < sizeof(names) / sizeof(names[0]); i++)
+		if (!strcmp(value, names[i]))
+			break;
+	if (i == sizeof(names) / sizeof(names[0]))
+		return ferry_error_set(err, EINVAL,
+				       "--tracker %s: there are auto, kmod, pagemap, softdirty, "
+				       "port and none", value);
+	snprintf(a->job.tracker, sizeof(a->job.tracker), "%s", value);
+	return 0;
+}
+
+static int set_on_stall(struct ferry_args *a, const char *value, struct ferry_error *err)
+{
+	if (!strcmp(value, "wait"))
+		a->job.on_stall = FERRY_ON_STALL_WAIT;
+	else if (!strcmp(value, "cancel"))
+		a->job.on_stall = FERRY_ON_STALL_CANCEL;
+	else if (!strcmp(value, "postcopy") || !strcmp(value, "throttle"))
+		return ferry_error_set(err, EINVAL,
+				       "--on-stall %s is not built yet; there are wait and cancel",
+				       value);
+	else
+		return ferry_error_set(err, EINVAL, "--on-stall %s: there are wait and cancel",
+				       value);
+	return 0;
+}
+
+static int set_timeout(struct ferry_args *a, const char *value, struct ferry_error *err)
+{
+	uint64_t n;
+	int r = option_number("--timeout", value, 1, OPTIONS_MAX_TIMEOUT_S, &n, err);
+
+	if (!r)
+		a->job.timeout_ms = (uint32_t)n * 1000;
+	return r;
+}
+
+static int set_compress(struct ferry_args *a, const char *value, struct ferry_error *err)
+{
+	(void)a;
+	if (!strcmp(value, "none"))
+		return 0;
+	return ferry_error_set(err, EINVAL, "--compress %s is not built yet; there is none", value);
+}
+
+static int set_id(struct ferry_args *a, const char *value, struct ferry_error *err)
+{
+	(void)err;
+	a->id = value;
+	return 0;
+}
+
+#define FLAG(fn, field)                                                                    \
+	static int fn(struct ferry_args *a, const char *value, struct ferry_error *err)    \
+	{                                                                                  \
+		(void)value;                                                               \
+		(void)err;                                                                 \
+		a->field = true;                                                           \
+		return 0;                                                                  \
+	}
+
+FLAG(set_dma_barrier, job.dma_barrier)
+FLAG(set_verify, job.verify)
+FLAG(set_pause, job.pause_before_switchover)
+FLAG(set_keep, job.keep_source)
+FLAG(set_json, json)
+FLAG(set_quiet, quiet)
+FLAG(set_force_source, force_source)
+FLAG(set_force_destination, force_destination)
+FLAG(set_fault_points, fault_points)
+FLAG(set_help, help)
+
+static int set_not_yet(struct ferry_args *a, const char *value, struct ferry_error *err)
+{
+	(void)a;
+	(void)value;
+	return ferry_error_set(err, EINVAL,
+			       "this option belongs to a mode that is not built yet; this version "
+			       "does precopy");
+}
+
+static const struct option_spec option_specs[] = {
+	{ "--channels", "N", FERRY_TAKES_SEND, "data channels (2)", set_channels },
+	{ "--max-bandwidth", "SIZE", FERRY_TAKES_SEND, "bytes per second at most (unlimited)",
+	  set_bandwidth },
+	{ "--downtime-limit", "MS", FERRY_TAKES_SEND, "switch over when it fits this (300)",
+	  set_downtime },
+	{ "--tracker", "NAME", FERRY_TAKES_SEND, "auto, pagemap, softdirty or none (auto)",
+	  set_tracker },
+	{ "--dma-barrier", NULL, FERRY_TAKES_SEND, "stop the guest shortly at each scan",
+	  set_dma_barrier },
+	{ "--verify", NULL, FERRY_TAKES_SEND, "compare hashes of all RAM before the switchover",
+	  set_verify },
+	{ "--pause-before-switchover", NULL, FERRY_TAKES_SEND, "stop there until 'continue'",
+	  set_pause },
+	{ "--on-stall", "POLICY", FERRY_TAKES_SEND, "wait or cancel (wait)", set_on_stall },
+	{ "--keep-source", NULL, FERRY_TAKES_SEND, "leave the source VMM, stopped", set_keep },
+	{ "--compress", "NAME", FERRY_TAKES_SEND, "none", set_compress },
+	{ "--postcopy", "WHEN", FERRY_TAKES_SEND, "not built yet", set_not_yet },
+	{ "--checksum", NULL, FERRY_TAKES_SEND, "not built yet", set_not_yet },
+	{ "--release-ram", NULL, FERRY_TAKES_SEND, "not built yet", set_not_yet },
+	{ "--force-source", NULL, FERRY_TAKES_FORCE,
+	  "the destination is gone for good: run the guest here", set_force_source },
+	{ "--force-destination", NULL, FERRY_TAKES_FORCE,
+	  "the source is gone for good: run the guest here", set_force_destination },
+	{ "--fault-points", NULL, FERRY_TAKES_FAULT_POINTS, "list the stages of FERRY_FAULT",
+	  set_fault_points },
+	{ "--id", "ID", FERRY_TAKES_ALL, "name of the migration (from the guest's path)", set_id },
+	{ "--timeout", "SECONDS", FERRY_TAKES_ALL, "for connections and answers (30)",
+	  set_timeout },
+	{ "--json", NULL, FERRY_TAKES_ALL, "one JSON object a line on standard output", set_json },
+	{ "--quiet", NULL, FERRY_TAKES_ALL, "only errors", set_quiet },
+	{ "--help", NULL, FERRY_TAKES_ALL, "this text", set_help },
+};
+
+static const struct option_spec *option_find(const char *word, size_t len)
+{
+	size_t i;
+
+	for (i = 0; i < sizeof(option_specs) / sizeof(option_specs[0]); i++)
+		if (strlen(option_specs[i].name) == len && !memcmp(option_specs[i].name, word, len))
+			return &option_specs[i];
+	return NULL;
+}
+
+/* One option, at argv[*at]. */
+static int option_take(const char *command, unsigned int takes, int argc, char **argv, int *at,
+		       struct ferry_args *args, struct ferry_error *err)
+{
+	const char *word = argv[*at], *eq = strchr(word, '='), *value = NULL;
+	const struct option_spec *spec;
+
+	if (!strcmp(word, "-h"))
+		word = "--help";
+	spec = option_find(word, eq ? (size_t)(eq - word) : strlen(word));
+	if (!spec || !(spec->takes & (takes | FERRY_TAKES_ALL)))
+		return ferry_error_set(err, EINVAL,
+				       "ferry %s does not know %s; 'ferry %s --help' shows what it "
+				       "takes", command, word, command);
+	if (spec->value) {
+		value = eq ? eq + 1 : *at + 1 < argc ? argv[++*at] : NULL;
+		if (!value)
+			return ferry_error_set(err, EINVAL, "%s needs %s after it", word,
+					       spec->value);
+	} else if (eq) {
+		return ferry_error_set(err, EINVAL, "%s takes no value", spec->name);
+	}
+	if (spec->set(args, value, err)) {
+		if (spec->set == set_not_yet)
+			ferry_error_prefix(err, "%s", spec->name);
+		return -EINVAL;
+	}
+	return 0;
+}
+
+int ferry_options_parse(const char *command, unsigned int takes, int argc, char **argv,
+			struct ferry_args *args, struct ferry_error *err)
+{
+	bool only_operands = false;
+	int i;
+
+	memset(args, 0, sizeof(*args));
+	args->job.channels = 2;
+	args->job.downtime_limit_ms = 300;
+	args->job.timeout_ms = 30000;
+	snprintf(args->job.tracker, sizeof(args->job.tracker), "auto");
+	for (i = 0; i < argc; i++) {
+		if (!only_operands && !strcmp(argv[i], "--")) {
+			only_operands = true;
+		} else if (!only_operands && argv[i][0] == '-' && argv[i][1]) {
+			int r = option_take(command, takes, argc, argv, &i, args, err);
+
+			if (r)
+				return r;
+		} else if (args->count == FERRY_MAX_OPERANDS) {
+			return ferry_error_set(err, EINVAL, "too many words for ferry %s: '%s'",
+					       command, argv[i]);
+		} else {
+			args->operands[args->count++] = argv[i];
+		}
+	}
+	return 0;
+}
+
+void ferry_options_print(unsigned int takes)
+{
+	size_t i;
+
+	for (i = 0; i < sizeof(option_specs) / sizeof(option_specs[0]); i++) {
+		const struct option_spec *s = &option_specs[i];
+		char left[64];
+
+		if (!(s->takes & (takes | FERRY_TAKES_ALL)) || s->set == set_not_yet)
+			continue;
+		snprintf(left, sizeof(left), "%s %s", s->name, s->value ? s->value : "");
+		printf("  %-28s %s\n", left, s->help);
+	}
+}

@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "agent/start.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "agent/command.h"
+#include "agent/runtime.h"
+#include "agent/store.h"
+#include "base/log.h"
+#include "engine/fault_points.h"
+#include "guest/guest.h"
+#include "xport/uri.h"
+
+/* An earlier migration of this id that is not over forbids a new one. */
+static int start_check_record(const char *id, struct ferry_error *err)
+{
+	struct ferry_record record;
+	int r = ferry_store_load(id, &record, NULL);
+
+	if (r == -ENOENT)
+		return 0;
+	if (r) {
+		ferry_store_load(id, &record, err);
+		return r;
+	}
+	r = record.settled;
+	ferry_record_free(&record);
+	if (!r)
+		return ferry_error_set(err, EBUSY,
+				       "an earlier migration %s is not over (state %s): 'ferry "
+				       "status %s' tells what to do, or choose another --id", id,
+				       ferry_state_name(record.state), id);
+	return 0;
+}
+
+static int start_arguments(const struct ferry_args *args, enum ferry_role role,
+			   struct ferry_record *record, struct ferry_error *err)
+{
+	const struct ferry_guest_ops *ops;
+	struct ferry_uri uri;
+	const char *path;
+	int r;
+
+	r = ferry_guest_parse(args->operands[0], &ops, &path, err);
+	if (!r)
+		r = ferry_uri_parse(args->operands[1], &uri, err);
+	if (r)
+		return r;
+	if (strlen(args->operands[0]) >= sizeof(record->guest))
+		return ferry_error_set(err, EINVAL, "the guest's path is too long");
+	if (args->id) {
+		r = ferry_runtime_check_id(args->id, err);
+		if (!r)
+			snprintf(record->id, sizeof(record->id), "%s", args->id);
+	} else {
+		r = ferry_runtime_default_id(args->operands[0],
+					     role == FERRY_ROLE_SOURCE ? "" : "-in", record->id,
+					     sizeof(record->id), err);
+	}
+	if (!r)
+		r = ferry_fault_point_init(0, err);
+	if (r)
+		return r;
+	snprintf(record->guest, sizeof(record->guest), "%s", args->operands[0]);
+	ferry_uri_format(&uri, record->uri);
+	record->role = role;
+	record->timeout_ms = args->job.timeout_ms;
+	return 0;
+}
+
+int ferry_start_new(const struct ferry_args *args, enum ferry_role role,
+		    struct ferry_worker_params *params)
+{
+	struct ferry_error err = { 0 };
+	int r;
+
+	r = start_arguments(args, role, &params->record, &err);
+	if (r) {
+		ferry_log_error("%s", err.text);
+		return FERRY_EXIT_USAGE;
+	}
+	params->report.style = ferry_report_choose(args->json, args->quiet);
+	params->lock_fd = ferry_runtime_lock(params->record.id, &err);
+	r = params->lock_fd < 0 ? params->lock_fd : start_check_record(params->record.id, &err);
+	if (r) {
+		struct ferry_outcome out = {
+			.state = FERRY_STATE_FAILED,
+			.where = FERRY_WHERE_SOURCE,
+			.error = err,
+		};
+
+		ferry_report_outcome(&params->report, &params->record, &params->record.stats, &out);
+		return FERRY_EXIT_FAILED;
+	}
+	return 0;
+}

@@ -1,0 +1,330 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/*
+ * Records on disk: one JSON object a file, replaced whole. A reader sees the
+ * old record or the new one; a new one is on stable storage before save() returns.
+ * The folder is normally on tmpfs: a record needs to outlive processes, not the
+ * host, because a guest that was stopped or running here does not outlive it either.
+ */
+#include "agent/store.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <json-c/json.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "agent/runtime.h"
+#include "base/io.h"
+
+#define STORE_VERSION 1
+#define STORE_MAX_BYTES (1u << 20)
+
+static void put_str(struct json_object *o, const char *key, const char *value)
+{
+	json_object_object_add(o, key, json_object_new_string(value));
+}
+
+static void put_u64(struct json_object *o, const char *key, uint64_t value)
+{
+	json_object_object_add(o, key, json_object_new_uint64(value));
+}
+
+static void put_bool(struct json_object *o, const char *key, bool value)
+{
+	json_object_object_add(o, key, json_object_new_boolean(value));
+}
+
+void ferry_store_stats(struct json_object *o, const struct ferry_stats *st)
+{
+	put_u64(o, "total_ns", st->total_ns);
+	put_u64(o, "downtime_ns", st->downtime_ns);
+	put_u64(o, "rounds", st->rounds);
+	put_u64(o, "ram_bytes", st->ram_bytes);
+	put_u64(o, "sent_bytes", st->sent_bytes);
+	put_u64(o, "normal_pages", st->normal_pages);
+	put_u64(o, "zero_pages", st->zero_pages);
+	put_u64(o, "device_bytes", st->device_bytes);
+	put_u64(o, "faults", st->faults);
+	put_u64(o, "suspect_pages", st->suspect_pages);
+	put_u64(o, "suspect_copied", st->suspect_copied);
+	put_u64(o, "channels", st->channels);
+	put_str(o, "tracker", st->tracker);
+	put_bool(o, "verified", st->verified);
+}
+
+static struct json_object *store_encode(const struct ferry_record *r)
+{
+	struct json_object *o = json_object_new_object(), *stats = json_object_new_object();
+	char uuid[FERRY_UUID_TEXT];
+
+	ferry_uuid_format(r->uuid, uuid);
+	put_u64(o, "version", STORE_VERSION);
+	put_str(o, "id", r->id);
+	put_str(o, "role", ferry_role_name(r->role));
+	put_str(o, "state", ferry_state_name(r->state));
+	put_str(o, "phase", ferry_phase_name(r->phase));
+	put_bool(o, "settled", r->settled);
+	put_str(o, "uuid", uuid);
+	put_u64(o, "epoch", r->epoch);
+	put_str(o, "guest", r->guest);
+	put_str(o, "uri", r->uri);
+	if (r->undo)
+		put_str(o, "undo", r->undo);
+	put_bool(o, "disturbed_peer", r->disturbed_peer);
+	put_bool(o, "guest_paused", r->guest_paused);
+	put_bool(o, "keep_source", r->keep_source);
+	put_u64(o, "timeout_ms", r->timeout_ms);
+	put_u64(o, "guardian", (uint64_t)r->guardian);
+	put_u64(o, "worker", (uint64_t)r->worker);
+	put_u64(o, "vmm", (uint64_t)r->vmm);
+	put_str(o, "error", r->error);
+	ferry_store_stats(stats, &r->stats);
+	json_object_object_add(o, "stats", stats);
+	return o;
+}
+
+/* Write @text as the new contents of @path, durably. */
+static int store_replace(const char *path, const char *text)
+{
+	char aside[FERRY_RUNTIME_PATH + 16], dir[FERRY_RUNTIME_PATH];
+	int fd, dir_fd, r;
+	char *slash;
+
+	snprintf(aside, sizeof(aside), "%s.%d", path, (int)getpid());
+	fd = open(aside, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+	if (fd < 0)
+		return -errno;
+	r = ferry_io_pwrite(fd, text, strlen(text), 0);
+	if (!r && fsync(fd))
+		r = -errno;
+	close(fd);
+	if (!r && rename(aside, path))
+		r = -errno;
+	if (r) {
+		unlink(aside);
+		return r;
+	}
+	snprintf(dir, sizeof(dir), "%s", path);
+	slash = strrchr(dir, '/');
+	if (slash)
+		*slash = 0;
+	dir_fd = open(slash ? dir : ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if (dir_fd < 0)
+		return -errno;
+	if (fsync(dir_fd) && errno != EINVAL)
+		r = -errno;
+	close(dir_fd);
+	return r;
+}
+
+int ferry_store_save(const struct ferry_record *record, struct ferry_error *err)
+{
+	char path[FERRY_RUNTIME_PATH];
+	struct json_object *o;
+	const char *text;
+	int r;
+
+	r = ferry_runtime_path(record->id, "json", path, err);
+	if (r)
+		return r;
+	o = store_encode(record);
+	text = json_object_to_json_string_ext(o, JSON_C_TO_STRING_PRETTY);
+	r = text ? store_replace(path, text) : -ENOMEM;
+	json_object_put(o);
+	return r ? ferry_error_set(err, -r, "cannot write the record %s: %s", path, strerror(-r)) :
+		   0;
+}
+
+static const char *get_str(struct json_object *o, const char *key)
+{
+	struct json_object *v;
+
+	if (!json_object_object_get_ex(o, key, &v) || !json_object_is_type(v, json_type_string))
+		return NULL;
+	return json_object_get_string(v);
+}
+
+static uint64_t get_u64(struct json_object *o, const char *key)
+{
+	struct json_object *v;
+
+	if (!json_object_object_get_ex(o, key, &v) || !json_object_is_type(v, json_type_int))
+		return 0;
+	return json_object_get_uint64(v);
+}
+
+static bool get_bool(struct json_object *o, const char *key)
+{
+	struct json_object *v;
+
+	return json_object_object_get_ex(o, key, &v) && json_object_get_boolean(v);
+}
+
+static int get_text(struct json_object *o, const char *key, char *to, size_t room)
+{
+	const char *text = get_str(o, key);
+
+	if (!text || strlen(text) >= room)
+		return -EPROTO;
+	memcpy(to, text, strlen(text) + 1);
+	return 0;
+}
+
+static void decode_stats(struct json_object *o, struct ferry_stats *st)
+{
+	st->total_ns = get_u64(o, "total_ns");
+	st->downtime_ns = get_u64(o, "downtime_ns");
+	st->rounds = get_u64(o, "rounds");
+	st->ram_bytes = get_u64(o, "ram_bytes");
+	st->sent_bytes = get_u64(o, "sent_bytes");
+	st->normal_pages = get_u64(o, "normal_pages");
+	st->zero_pages = get_u64(o, "zero_pages");
+	st->device_bytes = get_u64(o, "device_bytes");
+	st->faults = get_u64(o, "faults");
+	st->suspect_pages = get_u64(o, "suspect_pages");
+	st->suspect_copied = get_u64(o, "suspect_copied");
+	st->channels = (uint32_t)get_u64(o, "channels");
+	st->verified = get_bool(o, "verified");
+	get_text(o, "tracker", st->tracker, sizeof(st->tracker));
+}
+
+static int decode_names(struct json_object *o, struct ferry_record *r)
+{
+	const char *role = get_str(o, "role"), *state = get_str(o, "state");
+	const char *phase = get_str(o, "phase"), *uuid = get_str(o, "uuid");
+	int s, p;
+
+	if (!role || !state || !phase || !uuid || ferry_uuid_parse(uuid, r->uuid))
+		return -EPROTO;
+	s = ferry_state_parse(state);
+	p = ferry_phase_parse(phase);
+	if (s < 0 || p < 0)
+		return -EPROTO;
+	r->state = (enum ferry_state)s;
+	r->phase = (enum ferry_phase)p;
+	if (!strcmp(role, ferry_role_name(FERRY_ROLE_SOURCE)))
+		r->role = FERRY_ROLE_SOURCE;
+	else if (!strcmp(role, ferry_role_name(FERRY_ROLE_DESTINATION)))
+		r->role = FERRY_ROLE_DESTINATION;
+	else
+		return -EPROTO;
+	return 0;
+}
+
+static int store_decode(struct json_object *o, struct ferry_record *r)
+{
+	struct json_object *stats;
+	const char *undo;
+
+	memset(r, 0, sizeof(*r));
+	if (!json_object_is_type(o, json_type_object) || get_u64(o, "version") != STORE_VERSION)
+		return -EPROTO;
+	if (decode_names(o, r) || get_text(o, "id", r->id, sizeof(r->id)) ||
+	    get_text(o, "guest", r->guest, sizeof(r->guest)) ||
+	    get_text(o, "uri", r->uri, sizeof(r->uri)) ||
+	    get_text(o, "error", r->error, sizeof(r->error)))
+		return -EPROTO;
+	r->settled = get_bool(o, "settled");
+	r->epoch = (uint32_t)get_u64(o, "epoch");
+	r->disturbed_peer = get_bool(o, "disturbed_peer");
+	r->guest_paused = get_bool(o, "guest_paused");
+	r->keep_source = get_bool(o, "keep_source");
+	r->timeout_ms = (uint32_t)get_u64(o, "timeout_ms");
+	r->guardian = (pid_t)get_u64(o, "guardian");
+	r->worker = (pid_t)get_u64(o, "worker");
+	r->vmm = (pid_t)get_u64(o, "vmm");
+	if (json_object_object_get_ex(o, "stats", &stats))
+		decode_stats(stats, &r->stats);
+	undo = get_str(o, "undo");
+	if (undo) {
+		r->undo = strdup(undo);
+		if (!r->undo)
+			return -ENOMEM;
+	}
+	return 0;
+}
+
+static int store_read(const char *path, char **text)
+{
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
+	off_t size;
+	int r = 0;
+
+	if (fd < 0)
+		return -errno;
+	size = lseek(fd, 0, SEEK_END);
+	if (size <= 0 || size > STORE_MAX_BYTES)
+		r = -EPROTO;
+	*text = r ? NULL : calloc(1, (size_t)size + 1);
+	if (!r && !*text)
+		r = -ENOMEM;
+	if (!r)
+		r = ferry_io_pread(fd, *text, (size_t)size, 0);
+	close(fd);
+	return r;
+}
+
+int ferry_store_load(const char *id, struct ferry_record *record, struct ferry_error *err)
+{
+	char path[FERRY_RUNTIME_PATH];
+	struct json_object *o = NULL;
+	char *text = NULL;
+	int r;
+
+	r = ferry_runtime_check_id(id, err);
+	if (!r)
+		r = ferry_runtime_path(id, "json", path, err);
+	if (r)
+		return r;
+	r = store_read(path, &text);
+	if (r == -ENOENT) {
+		r = ferry_error_set(err, ENOENT,
+				    "no migration '%s' is known here; 'ferry list' shows those "
+				    "that are", id);
+		goto out;
+	}
+	if (!r)
+		o = json_tokener_parse(text);
+	if (!r)
+		r = o ? store_decode(o, record) : -EPROTO;
+	if (!r && strcmp(record->id, id))
+		r = -EPROTO;
+	if (r)
+		ferry_error_set(err, -r, "the record %s cannot be used: %s", path,
+				r == -EPROTO ? "it is no record of this ferry" : strerror(-r));
+	json_object_put(o);
+out:
+	free(text);
+	return r;
+}
+
+static int store_filter(const struct dirent *d)
+{
+	size_t n = strlen(d->d_name);
+
+	return n > 5 && d->d_name[0] != '.' && !strcmp(d->d_name + n - 5, ".json");
+}
+
+int ferry_store_list(void (*each)(void *ctx, const char *id), void *ctx, struct ferry_error *err)
+{
+	char dir[FERRY_RUNTIME_PATH];
+	struct dirent **names;
+	int i, n, r;
+
+	r = ferry_runtime_dir(dir, err);
+	if (r)
+		return r;
+	n = scandir(dir, &names, store_filter, alphasort);
+	if (n < 0)
+		return ferry_error_set(err, errno, "cannot read %s: %s", dir, strerror(errno));
+	for (i = 0; i < n; i++) {
+		names[i]->d_name[strlen(names[i]->d_name) - 5] = 0;
+		each(ctx, names[i]->d_name);
+		free(names[i]);
+	}
+	free(names);
+	return 0;
+}

@@ -1,0 +1,542 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/*
+ * The destination's side of a migration.
+ *
+ * One loop takes whatever comes: new connections (the main channel, multifd
+ * channels, a main channel again after a lost link) and frames of the main
+ * channel (destination_frames.c). How a lost or silent main channel is taken
+ * depends on the phase of the record:
+ *
+ *   open          the source owns the guest: we end
+ *   commit-wait   nobody may move: wait for the source to come back, then for a person
+ *   ran           the guest is ours: answer the source's question until it says ACK
+ *   refused,
+ *   aborted       the guest is never ours: answer for a while, then end
+ *
+ * A HELLO with a higher epoch replaces the main channel; what lies unread in the
+ * older one is never read.
+ */
+#include "engine/destination.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "base/io.h"
+#include "base/log.h"
+#include "engine/fault_points.h"
+#include "engine/open.h"
+#include "xport/sock.h"
+
+/* job->lock is held. */
+static void destination_interrupt(void *ctx)
+{
+	struct ferry_destination *d = ctx;
+	uint64_t one = 1;
+
+	if (d->main_fd >= 0)
+		shutdown(d->main_fd, SHUT_RD);
+	if (d->pool)
+		ferry_multifd_recv_abort(d->pool);
+	if (write(d->wake_fd, &one, sizeof(one)) < 0)
+		return;
+}
+
+void ferry_destination_set_main(struct ferry_destination *d, int fd)
+{
+	int old;
+
+	pthread_mutex_lock(&d->job->lock);
+	old = d->main_fd;
+	d->main_fd = fd;
+	pthread_mutex_unlock(&d->job->lock);
+	ferry_io_close(&old);
+	d->heard_ns = ferry_clock_ns();
+}
+
+void ferry_destination_set_pool(struct ferry_destination *d, struct ferry_multifd_recv *pool)
+{
+	struct ferry_multifd_recv *old;
+
+	pthread_mutex_lock(&d->job->lock);
+	old = d->pool;
+	d->pool = pool;
+	pthread_mutex_unlock(&d->job->lock);
+	ferry_multifd_recv_free(old);
+}
+
+static void destination_init(struct ferry_destination *d, struct ferry_job *job)
+{
+	unsigned int i;
+
+	memset(d, 0, sizeof(*d));
+	d->job = job;
+	d->listen_fd = -1;
+	d->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	d->main_fd = -1;
+	for (i = 0; i < FERRY_WIRE_MAX_CHANNELS; i++)
+		d->channel_fds[i] = -1;
+	ferry_ram_init(&d->ram);
+	ferry_lobby_init(&d->lobby, -1);
+	ferry_job_interrupt(job, destination_interrupt, d);
+}
+
+static void destination_free(struct ferry_destination *d)
+{
+	unsigned int i;
+
+	ferry_job_interrupt(d->job, NULL, NULL);
+	ferry_destination_set_pool(d, NULL);
+	for (i = 0; i < FERRY_WIRE_MAX_CHANNELS; i++)
+		ferry_io_close(&d->channel_fds[i]);
+	ferry_destination_set_main(d, -1);
+	ferry_lobby_clear(&d->lobby);
+	ferry_io_close(&d->listen_fd);
+	ferry_io_close(&d->wake_fd);
+	if (d->uri.kind == FERRY_URI_UNIX && d->lobby.listen_fd >= 0)
+		unlink(d->uri.path);
+	if (d->bitmap_ready)
+		ferry_bitmap_free(&d->received);
+	if (d->guest)
+		d->guest->ops->close(d->guest);
+	ferry_ram_free(&d->ram);
+	free(d->state);
+}
+
+static int destination_listen(struct ferry_destination *d, struct ferry_error *err)
+{
+	struct ferry_job *job = d->job;
+	char text[FERRY_URI_MAX];
+	bool open_to_all = false;
+	int r;
+
+	if (job->held_listen_fd >= 0) {
+		d->listen_fd = job->held_listen_fd;
+		job->held_listen_fd = -1;
+	} else {
+		d->listen_fd = ferry_sock_listen(&d->uri, &open_to_all, err);
+		if (d->listen_fd < 0)
+			return d->listen_fd;
+	}
+	if (open_to_all)
+		ferry_log_warn("anybody who can reach %s port %s can connect and send a guest; "
+			       "use a firewall, a private network or unix:PATH with a tunnel",
+			       d->uri.host, d->uri.port);
+	ferry_lobby_init(&d->lobby, d->listen_fd);
+	ferry_uri_format(&d->uri, text);
+	/* A port that was 0: whoever takes over must listen at the same one. */
+	snprintf(job->record.uri, sizeof(job->record.uri), "%s", text);
+	r = ferry_job_save(job, err);
+	if (!r && job->hooks->hold)
+		r = job->hooks->hold(job->hooks->ctx, "listen", d->listen_fd, err);
+	if (!r && job->hooks->listening)
+		job->hooks->listening(job->hooks->ctx, text);
+	return r;
+}
+
+static int destination_attach(struct ferry_destination *d, struct ferry_error *err)
+{
+	struct ferry_job *job = d->job;
+	int r;
+
+	r = ferry_open_guest(job, FERRY_GUEST_DESTINATION, &d->guest, err);
+	if (!r)
+		r = d->guest->ops->check(d->guest, err);
+	if (!r)
+		r = d->guest->ops->describe(d->guest, &d->ram, err);
+	if (r)
+		return r;
+	pthread_mutex_lock(&job->lock);
+	job->stats.ram_bytes = ferry_ram_bytes(&d->ram);
+	pthread_mutex_unlock(&job->lock);
+	return 0;
+}
+
+/* A new migration: take its uuid. Return: the status to answer. */
+static enum ferry_wire_status take_main(struct ferry_destination *d,
+					const struct ferry_wire_hello *hello, int fd,
+					struct ferry_error *err)
+{
+	struct ferry_record *record = &d->job->record;
+
+	if (d->main_fd >= 0 || record->epoch || record->phase != FERRY_PHASE_OPEN)
+		return FERRY_WIRE_STATUS_BUSY;
+	if (!hello->channels || hello->channels > FERRY_WIRE_MAX_CHANNELS || !hello->epoch)
+		return FERRY_WIRE_STATUS_CHANNEL;
+	memcpy(record->uuid, hello->uuid, sizeof(record->uuid));
+	record->epoch = hello->epoch;
+	if (ferry_job_save(d->job, err)) {
+		record->epoch = 0;
+		return FERRY_WIRE_STATUS_BUSY;
+	}
+	d->channels = hello->channels;
+	pthread_mutex_lock(&d->job->lock);
+	d->job->stats.channels = hello->channels;
+	pthread_mutex_unlock(&d->job->lock);
+	ferry_destination_set_main(d, fd);
+	return FERRY_WIRE_STATUS_OK;
+}
+
+static enum ferry_wire_status take_channel(struct ferry_destination *d,
+					   const struct ferry_wire_hello *hello, int fd)
+{
+	const struct ferry_record *record = &d->job->record;
+
+	if (!record->epoch || memcmp(hello->uuid, record->uuid, sizeof(record->uuid)))
+		return FERRY_WIRE_STATUS_UUID;
+	if (hello->epoch != record->epoch)
+		return FERRY_WIRE_STATUS_EPOCH;
+	if (!d->bitmap_ready || d->pool || hello->channel >= d->channels ||
+	    d->channel_fds[hello->channel] >= 0)
+		return FERRY_WIRE_STATUS_CHANNEL;
+	d->channel_fds[hello->channel] = fd;
+	return FERRY_WIRE_STATUS_OK;
+}
+
+/* The source is back. The raised epoch is durable before it is answered. */
+static enum ferry_wire_status take_recover(struct ferry_destination *d,
+					   const struct ferry_wire_hello *hello, int fd,
+					   struct ferry_error *err)
+{
+	struct ferry_record *record = &d->job->record;
+	uint32_t before = record->epoch;
+
+	if (!before || memcmp(hello->uuid, record->uuid, sizeof(record->uuid)))
+		return FERRY_WIRE_STATUS_UUID;
+	if (hello->epoch <= before)
+		return FERRY_WIRE_STATUS_EPOCH;
+	record->epoch = hello->epoch;
+	if (ferry_job_save(d->job, err)) {
+		record->epoch = before;
+		return FERRY_WIRE_STATUS_BUSY;
+	}
+	ferry_destination_set_main(d, fd);
+	return FERRY_WIRE_STATUS_OK;
+}
+
+static int all_channels_there(struct ferry_destination *d)
+{
+	unsigned int i;
+
+	for (i = 0; i < d->channels; i++)
+		if (d->channel_fds[i] < 0)
+			return 0;
+	return d->channels > 0;
+}
+
+static int destination_start_pool(struct ferry_destination *d, struct ferry_error *err)
+{
+	struct ferry_multifd_recv_params params = {
+		.fds = d->channel_fds,
+		.channels = d->channels,
+		.ram = &d->ram,
+		.received = &d->received,
+	};
+	struct ferry_multifd_recv *pool;
+	unsigned int i;
+	int r = ferry_multifd_recv_create(&params, &pool, err);
+
+	if (r)
+		return r;
+	ferry_destination_set_pool(d, pool);
+	for (i = 0; i < d->channels; i++)
+		d->channel_fds[i] = -1; /* the pool's now */
+	return ferry_job_move(d->job, FERRY_STATE_ACTIVE, err);
+}
+
+/* Somebody said HELLO. Return: 0, or -errno that ends the migration. */
+static int destination_newcomer(struct ferry_destination *d, const struct ferry_wire_hello *hello,
+				int fd, struct ferry_error *err)
+{
+	enum ferry_wire_status status = FERRY_WIRE_STATUS_UUID;
+	int r;
+
+	switch (hello->kind) {
+	case FERRY_WIRE_KIND_MAIN:
+		status = take_main(d, hello, fd, err);
+		break;
+	case FERRY_WIRE_KIND_MULTIFD:
+		status = take_channel(d, hello, fd);
+		break;
+	case FERRY_WIRE_KIND_RECOVER:
+		status = take_recover(d, hello, fd, err);
+		break;
+	}
+	/* A failed answer shows up as a lost connection. */
+	r = ferry_lobby_answer(fd, hello, status);
+	if (status != FERRY_WIRE_STATUS_OK) {
+		ferry_log_debug("a connection was refused: %s", ferry_wire_status_text(status));
+		close(fd);
+		return 0;
+	}
+	if (r)
+		return 0;
+	if (hello->kind == FERRY_WIRE_KIND_MAIN)
+		return ferry_fault_point("hello", err);
+	if (hello->kind == FERRY_WIRE_KIND_MULTIFD && all_channels_there(d))
+		return destination_start_pool(d, err);
+	return 0;
+}
+
+/* When the loop should stop waiting for the source in this phase. */
+static uint64_t destination_deadline_ns(const struct ferry_destination *d)
+{
+	uint64_t limit_ns = d->job->record.timeout_ms * FERRY_NS_PER_MS;
+
+	if (!d->job->record.epoch)
+		return FERRY_CLOCK_NEVER; /* no source has come yet */
+	if (d->main_fd < 0 && d->job->record.phase == FERRY_PHASE_RAN)
+		return FERRY_CLOCK_NEVER; /* until ACK, or a person has seen enough */
+	return d->heard_ns + limit_ns;
+}
+
+/* One event. Return: 0; -ECONNRESET the main channel is lost; -ETIMEDOUT; -errno the end. */
+static int destination_step(struct ferry_destination *d, struct ferry_error *err)
+{
+	struct ferry_wire_hello hello;
+	int fd = -1, r;
+
+	r = ferry_lobby_wait(&d->lobby, d->main_fd >= 0 ? d->main_fd : d->wake_fd,
+			     destination_deadline_ns(d), &hello, &fd, err);
+	if (ferry_job_cancelled(d->job) && (r == 0 || r == -ETIMEDOUT))
+		return ferry_error_set(err, ECANCELED, "cancelled");
+	if (r < 0)
+		return r;
+	if (r == 1)
+		return destination_newcomer(d, &hello, fd, err);
+	return d->main_fd >= 0 ? ferry_destination_frame(d, err) : 0;
+}
+
+static void destination_advice(struct ferry_destination *d, struct ferry_outcome *out)
+{
+	const char *id = d->job->record.id;
+
+	out->state = FERRY_STATE_COMMIT_WAIT;
+	out->where = FERRY_WHERE_UNKNOWN;
+	out->exit_code = 3;
+	snprintf(out->advice, sizeof(out->advice),
+		 "the guest is loaded and stopped here; whether it runs at the source is not known. "
+		 "When the source can reach this host again:\n"
+		 "  ferry recover %s            (then at the source: ferry recover ITS-ID)\n"
+		 "If the guest runs at the source (its ferry status says failed or cancelled):\n"
+		 "  ferry cancel %s\n"
+		 "Only if you are certain that the source is gone for good:\n"
+		 "  ferry resume %s --force-destination",
+		 id, id, id);
+	ferry_job_save(d->job, NULL);
+}
+
+/* Before RUN-ACCEPTED: the guest will never run here. */
+static void destination_fail(struct ferry_destination *d, struct ferry_error *why,
+			     struct ferry_outcome *out)
+{
+	struct ferry_job *job = d->job;
+	bool waiting = job->record.phase == FERRY_PHASE_COMMIT_WAIT;
+	bool cancelled = ferry_job_cancelled(job);
+	struct ferry_error err = { 0 };
+	int r;
+
+	if (cancelled) {
+		ferry_job_move(job, FERRY_STATE_CANCELLING, NULL);
+		ferry_error_set(why, ECANCELED, "cancelled at the destination");
+	}
+	out->error = *why;
+	out->state = cancelled ? FERRY_STATE_CANCELLED : FERRY_STATE_FAILED;
+	out->where = FERRY_WHERE_SOURCE;
+	out->exit_code = 1;
+	r = ferry_destination_give_up(d, FERRY_PHASE_ABORTED, why->text, &err);
+	if (r && waiting) {
+		/* Not durable, so not true: RUN may still be due. */
+		out->error = err;
+		destination_advice(d, out);
+		return;
+	}
+	/* The source may have committed; then only a durable refusal sets it free. */
+	ferry_destination_send(d, waiting ? FERRY_WIRE_REFUSED : FERRY_WIRE_ABORT, why->text,
+			       (uint32_t)strlen(why->text));
+	ferry_job_move(job, out->state, NULL);
+	/* Whoever aborted at the source needs no answer. */
+	d->done = !waiting || why->errnum == ECONNABORTED;
+}
+
+/* The guest is owned here. */
+static void destination_own(struct ferry_destination *d, struct ferry_outcome *out)
+{
+	struct ferry_error err = { 0 };
+
+	out->state = FERRY_STATE_COMPLETED;
+	out->where = FERRY_WHERE_DESTINATION;
+	out->exit_code = 0;
+	if (ferry_job_state(d->job) == FERRY_STATE_COMPLETED)
+		return;
+	if (d->job->record.phase != FERRY_PHASE_RAN && ferry_job_phase(d->job, FERRY_PHASE_RAN, &err))
+		ferry_log_warn("%s", err.text);
+	ferry_job_move(d->job, FERRY_STATE_COMPLETED, NULL);
+	if (!d->guest)
+		return;
+	if (!d->job->record.guest_paused)
+		d->guest->ops->announce(d->guest);
+	if (d->guest->ops->undo(d->guest, true, &err))
+		ferry_log_warn("the guest runs here, but its VMM is not as it was: %s", err.text);
+	/* A VMM that died at once leaves the guest to nobody. */
+	if (d->guest->ops->running(d->guest, &err) < 0) {
+		ferry_error_set(&out->error, EIO, "the guest was handed over and its VMM died: %s",
+				err.text);
+		out->where = FERRY_WHERE_STOPPED;
+		out->exit_code = 3;
+		snprintf(out->advice, sizeof(out->advice),
+			 "the source has given the guest up for good: start it again from its disks");
+	}
+}
+
+/* Take an error of the loop by the phase we are in. Return: true when all is over. */
+static bool destination_take_error(struct ferry_destination *d, int r, struct ferry_error *err,
+				   struct ferry_outcome *out)
+{
+	enum ferry_phase phase = d->job->record.phase;
+
+	if (phase == FERRY_PHASE_OPEN) {
+		if (r == -ETIMEDOUT)
+			ferry_error_set(err, ETIMEDOUT, "no word from the source for %u s",
+					d->job->record.timeout_ms / 1000);
+		if (r == -ECONNRESET)
+			ferry_error_set(err, ECONNRESET, "the link to the source is lost");
+		destination_fail(d, err, out);
+		return d->done;
+	}
+	if (phase == FERRY_PHASE_COMMIT_WAIT) {
+		if (r == -ECANCELED || r == -ECONNABORTED) {
+			destination_fail(d, err, out);
+			return d->done;
+		}
+		if (r == -ETIMEDOUT && d->main_fd < 0) {
+			ferry_error_set(&out->error, ETIMEDOUT,
+					"the link to the source was lost before RUN came");
+			destination_advice(d, out);
+			return true;
+		}
+		ferry_destination_set_main(d, -1);
+		return false;
+	}
+	if ((phase == FERRY_PHASE_REFUSED || phase == FERRY_PHASE_ABORTED) && !out->exit_code) {
+		out->error = *err;
+		out->state = FERRY_STATE_FAILED;
+		out->where = FERRY_WHERE_SOURCE;
+		out->exit_code = 1;
+		ferry_job_move(d->job, FERRY_STATE_FAILED, NULL);
+	}
+	if (r == -ECANCELED || (r == -ETIMEDOUT && d->main_fd < 0))
+		return true;
+	if (r != -ECONNREFUSED)
+		ferry_destination_set_main(d, -1);
+	return false;
+}
+
+static void destination_loop(struct ferry_destination *d, struct ferry_outcome *out)
+{
+	while (!d->done) {
+		struct ferry_error err = { 0 };
+		int r = destination_step(d, &err);
+
+		if (d->job->record.phase == FERRY_PHASE_RUN_ACCEPTED ||
+		    d->job->record.phase == FERRY_PHASE_RAN)
+			destination_own(d, out);
+		if (r && destination_take_error(d, r, &err, out))
+			break;
+	}
+}
+
+static void destination_end(struct ferry_destination *d, struct ferry_outcome *out)
+{
+	struct ferry_job *job = d->job;
+
+	job->record.settled = out->exit_code != 3;
+	pthread_mutex_lock(&job->lock);
+	if (!job->stats.total_ns)
+		job->stats.total_ns = ferry_clock_ns() - job->started_ns;
+	pthread_mutex_unlock(&job->lock);
+	if (out->error.text[0])
+		snprintf(job->record.error, sizeof(job->record.error), "%s", out->error.text);
+	ferry_job_save(job, NULL);
+	destination_free(d);
+}
+
+void ferry_destination_run(struct ferry_job *job, struct ferry_outcome *out)
+{
+	struct ferry_error err = { 0 };
+	struct ferry_destination d;
+	int r;
+
+	memset(out, 0, sizeof(*out));
+	destination_init(&d, job);
+	r = ferry_job_move(job, FERRY_STATE_SETUP, &err);
+	if (!r)
+		r = ferry_uri_parse(job->record.uri, &d.uri, &err);
+	if (!r)
+		r = destination_attach(&d, &err);
+	if (!r)
+		r = destination_listen(&d, &err);
+	if (!r)
+		r = ferry_fault_point("listen", &err);
+	if (r)
+		destination_fail(&d, &err, out);
+	else
+		destination_loop(&d, out);
+	destination_end(&d, out);
+}
+
+void ferry_destination_recover(struct ferry_job *job, struct ferry_outcome *out)
+{
+	struct ferry_error err = { 0 };
+	struct ferry_destination d;
+	int r;
+
+	memset(out, 0, sizeof(*out));
+	destination_init(&d, job);
+	job->state = FERRY_STATE_COMMIT_WAIT;
+	job->record.state = job->state;
+	pthread_mutex_lock(&job->lock);
+	job->stats = job->record.stats;
+	pthread_mutex_unlock(&job->lock);
+	if (job->hooks->state)
+		job->hooks->state(job->hooks->ctx, job->state);
+	r = ferry_uri_parse(job->record.uri, &d.uri, &err);
+	if (!r)
+		r = destination_listen(&d, &err);
+	if (r) {
+		out->error = err;
+		destination_advice(&d, out);
+		destination_free(&d);
+		return;
+	}
+	if (ferry_open_guest(job, FERRY_GUEST_DESTINATION, &d.guest, &err)) {
+		ferry_log_warn("the VMM here cannot be reached: %s", err.text);
+		d.guest = NULL;
+	}
+	d.heard_ns = ferry_clock_ns();
+	/* Accepted, and maybe started: starting it again is harmless. */
+	if (job->record.phase == FERRY_PHASE_RUN_ACCEPTED) {
+		job->committed = true;
+		if (d.guest && !job->record.guest_paused)
+			r = d.guest->ops->run(d.guest, &err);
+		if (r)
+			ferry_log_error("the guest is ours and could not be started: %s", err.text);
+	}
+	if (job->record.phase == FERRY_PHASE_RUN_ACCEPTED || job->record.phase == FERRY_PHASE_RAN)
+		destination_own(&d, out);
+	/* Decided already: only the source's question is left to answer. */
+	if (job->record.phase == FERRY_PHASE_REFUSED || job->record.phase == FERRY_PHASE_ABORTED) {
+		if (d.guest && !job->record.settled)
+			d.guest->ops->undo(d.guest, false, NULL);
+		ferry_error_set(&err, ECONNREFUSED, "%s", job->record.error);
+		destination_take_error(&d, -ECONNREFUSED, &err, out);
+	}
+	destination_loop(&d, out);
+	destination_end(&d, out);
+}

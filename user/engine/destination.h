@@ -1,0 +1,71 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+#ifndef FERRY_ENGINE_DESTINATION_H
+#define FERRY_ENGINE_DESTINATION_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/error.h"
+#include "engine/job.h"
+#include "engine/lobby.h"
+#include "guest/guest.h"
+#include "ram/bitmap.h"
+#include "ram/ram.h"
+#include "xport/multifd_recv.h"
+#include "xport/uri.h"
+
+/* The destination's side; shared by destination.c and its frame handlers. */
+struct ferry_destination {
+	struct ferry_job *job;
+	struct ferry_guest *guest; /* NULL when it cannot be reached (recover only) */
+	struct ferry_ram ram;
+	struct ferry_uri uri;
+	int listen_fd;
+	int wake_fd; /* eventfd: a cancel came */
+	struct ferry_lobby lobby;
+	int main_fd;	      /* -1 lost; changed with job->lock held */
+	uint64_t heard_ns;    /* when the main channel last said something, or was lost */
+	uint16_t channels;
+	int channel_fds[FERRY_WIRE_MAX_CHANNELS]; /* -1 not there yet */
+	struct ferry_bitmap received;
+	bool bitmap_ready;
+	struct ferry_multifd_recv *pool; /* changed with job->lock held */
+	bool verify;
+	bool configured;
+	uint8_t *state; /* device state, between PACKAGE and PING */
+	size_t state_bytes;
+	bool done; /* ACK came, or nothing more will */
+};
+
+/**
+ * ferry_destination_frame() - read one frame from the main channel and act on it
+ *
+ * Return: 0; -ECONNRESET the main channel is lost; another -errno ends the migration (before
+ * RUN-ACCEPTED), with a text.
+ */
+int ferry_destination_frame(struct ferry_destination *d, struct ferry_error *err);
+
+/** ferry_destination_send() - a frame to the source. Return: 0 or -ECONNRESET. */
+int ferry_destination_send(struct ferry_destination *d, enum ferry_wire_type type,
+			   const void *body, uint32_t length);
+
+/** ferry_destination_set_main() - another main channel, or none (-1); the old one is closed. */
+void ferry_destination_set_main(struct ferry_destination *d, int fd);
+
+/** ferry_destination_set_pool() - another pool, or none; the old one is freed. */
+void ferry_destination_set_pool(struct ferry_destination *d, struct ferry_multifd_recv *pool);
+
+/**
+ * ferry_destination_accept_run() - RUN is valid: record it, start the guest, record what came
+ *
+ * Return: 0 the guest is owned here; -ECANCELED a cancel came first; -ECONNREFUSED it could not
+ * be started, which is recorded; other -errno: nothing could be recorded.
+ */
+int ferry_destination_accept_run(struct ferry_destination *d, struct ferry_error *err);
+
+/** ferry_destination_give_up() - record that the guest never runs here and end its VMM. */
+int ferry_destination_give_up(struct ferry_destination *d, enum ferry_phase phase,
+			      const char *why, struct ferry_error *err);
+
+#endif

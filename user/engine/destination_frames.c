@@ -1,0 +1,422 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/*
+ * What the destination does on each frame of the main channel. A table says in
+ * which phases of the record a frame is allowed; anything else is a protocol
+ * error. Phases that decide who owns the guest are durable before the frame
+ * that tells of them is sent.
+ */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "base/io.h"
+#include "base/log.h"
+#include "engine/destination.h"
+#include "engine/fault_points.h"
+#include "engine/link.h"
+#include "ram/hash.h"
+#include "xport/frame.h"
+
+#define IN(p) (1u << FERRY_PHASE_##p)
+
+struct frame_handler {
+	unsigned int phases; /* in which it is allowed */
+	int (*handle)(struct ferry_destination *d, const uint8_t *body, uint32_t length,
+		      struct ferry_error *err);
+};
+
+int ferry_destination_send(struct ferry_destination *d, enum ferry_wire_type type,
+			   const void *body, uint32_t length)
+{
+	int r;
+
+	if (d->main_fd < 0)
+		return -ECONNRESET;
+	r = ferry_frame_send(d->main_fd, type, body, length,
+			     ferry_clock_in_ms(d->job->record.timeout_ms));
+	if (r)
+		ferry_log_debug("cannot send %s: %s", ferry_wire_type_name(type), strerror(-r));
+	return r ? -ECONNRESET : 0;
+}
+
+static int send_u32(struct ferry_destination *d, enum ferry_wire_type type, uint32_t v)
+{
+	uint8_t body[4];
+
+	ferry_wire_u32_encode(v, body);
+	return ferry_destination_send(d, type, body, sizeof(body));
+}
+
+static int on_config(struct ferry_destination *d, const uint8_t *body, uint32_t length,
+		     struct ferry_error *err)
+{
+	struct ferry_wire_config config;
+	int r = ferry_wire_config_decode(&config, body, length);
+
+	if (r || d->configured)
+		return ferry_error_set(err, EPROTO, "the source sent a bad or second CONFIG");
+	d->configured = true;
+	d->verify = config.flags & FERRY_WIRE_CONFIG_VERIFY;
+	d->job->record.guest_paused = config.flags & FERRY_WIRE_CONFIG_PAUSED;
+	return 0;
+}
+
+/* Both sides must have the same blocks, whatever their order. */
+static int match_blocks(struct ferry_destination *d, const struct ferry_wire_block *blocks,
+			unsigned int count, struct ferry_error *err)
+{
+	unsigned int i;
+
+	for (i = 0; i < count; i++) {
+		const struct ferry_wire_block *b = &blocks[i];
+		int at = ferry_ram_find(&d->ram, b->name);
+		struct ferry_ram_block swap;
+
+		if (at < 0)
+			return ferry_error_set(err, EINVAL,
+					       "the source has a memory block '%s' (%llu bytes) that "
+					       "this guest has not: start both VMMs with the same "
+					       "memory objects and ids", b->name,
+					       (unsigned long long)b->size_bytes);
+		if (d->ram.blocks[at].size_bytes != b->size_bytes ||
+		    d->ram.blocks[at].page_size != b->page_size)
+			return ferry_error_set(err, EINVAL,
+					       "memory block '%s' has %llu bytes of %u-byte pages at "
+					       "the source, %llu bytes of %u-byte pages here: start "
+					       "both VMMs with the same memory", b->name,
+					       (unsigned long long)b->size_bytes, b->page_size,
+					       (unsigned long long)d->ram.blocks[at].size_bytes,
+					       d->ram.blocks[at].page_size);
+		/* The source's order counts: its block numbers are on the wire. */
+		swap = d->ram.blocks[i];
+		d->ram.blocks[i] = d->ram.blocks[at];
+		d->ram.blocks[at] = swap;
+	}
+	if (count != d->ram.count)
+		return ferry_error_set(err, EINVAL,
+				       "this guest has a memory block '%s' that the source has not: "
+				       "start both VMMs with the same memory objects and ids",
+				       d->ram.blocks[count].name);
+	return 0;
+}
+
+static int on_blocks(struct ferry_destination *d, const uint8_t *body, uint32_t length,
+		     struct ferry_error *err)
+{
+	struct ferry_wire_block *blocks;
+	unsigned int count = FERRY_WIRE_MAX_BLOCKS;
+	int r;
+
+	if (!d->configured || d->bitmap_ready)
+		return ferry_error_set(err, EPROTO, "the source sent BLOCKS out of order");
+	blocks = calloc(count, sizeof(*blocks));
+	if (!blocks)
+		return ferry_error_set(err, ENOMEM, "out of memory");
+	r = ferry_wire_blocks_decode(blocks, &count, body, length);
+	if (r)
+		ferry_error_set(err, -r, "the source sent a bad block table");
+	else
+		r = match_blocks(d, blocks, count, err);
+	free(blocks);
+	if (r)
+		return r;
+	r = d->guest->ops->prepare(d->guest, err);
+	if (!r)
+		r = ferry_ram_punch(&d->ram, err);
+	if (r)
+		return r;
+	r = ferry_bitmap_init(&d->received, &d->ram);
+	d->bitmap_ready = true;
+	if (r)
+		return ferry_error_set(err, -r, "no memory for the bitmap of received pages");
+	r = ferry_fault_point("blocks", err);
+	return r ? r : ferry_destination_send(d, FERRY_WIRE_READY, NULL, 0);
+}
+
+static int on_flush(struct ferry_destination *d, const uint8_t *body, uint32_t length,
+		    struct ferry_error *err)
+{
+	struct ferry_multifd_recv_stats stats;
+	uint32_t round;
+	int r = ferry_wire_u32_decode(&round, body, length);
+
+	if (r || !d->pool)
+		return ferry_error_set(err, EPROTO, "the source sent FLUSH out of order");
+	r = ferry_multifd_recv_wait(d->pool, round, ferry_clock_in_ms(d->job->record.timeout_ms),
+				    err);
+	if (r)
+		return r;
+	ferry_multifd_recv_stats(d->pool, &stats);
+	pthread_mutex_lock(&d->job->lock);
+	d->job->stats.rounds = round + 1;
+	d->job->stats.sent_bytes = stats.received_bytes;
+	d->job->stats.normal_pages = stats.normal_pages;
+	d->job->stats.zero_pages = stats.zero_pages;
+	d->job->progress.round = round;
+	d->job->progress.sent_bytes = stats.received_bytes;
+	pthread_mutex_unlock(&d->job->lock);
+	r = ferry_fault_point("receive", err);
+	return r ? r : send_u32(d, FERRY_WIRE_FLUSHED, round);
+}
+
+static int on_hashes(struct ferry_destination *d, const uint8_t *body, uint32_t length,
+		     struct ferry_error *err)
+{
+	unsigned int i;
+
+	if (!d->pool || !d->verify || length != d->ram.count * 16)
+		return ferry_error_set(err, EPROTO, "the source sent HASHES out of order");
+	for (i = 0; i < d->ram.count; i++) {
+		uint64_t mine[2], theirs[2];
+		int r = ferry_hash_block(&d->ram.blocks[i], mine);
+
+		if (r)
+			return ferry_error_set(err, -r, "cannot hash memory block %s: %s",
+					       d->ram.blocks[i].name, strerror(-r));
+		ferry_wire_u64_decode(&theirs[0], body + i * 16, 8);
+		ferry_wire_u64_decode(&theirs[1], body + i * 16 + 8, 8);
+		if (mine[0] != theirs[0] || mine[1] != theirs[1])
+			return ferry_error_set(err, EILSEQ,
+					       "--verify: memory block %s differs from the source's "
+					       "after the last copy; the guest stays there",
+					       d->ram.blocks[i].name);
+	}
+	pthread_mutex_lock(&d->job->lock);
+	d->job->stats.verified = true;
+	pthread_mutex_unlock(&d->job->lock);
+	return ferry_destination_send(d, FERRY_WIRE_VERIFIED, NULL, 0);
+}
+
+static int on_package(struct ferry_destination *d, const uint8_t *body, uint32_t length,
+		      struct ferry_error *err)
+{
+	int r;
+
+	if (!d->pool || d->state)
+		return ferry_error_set(err, EPROTO, "the source sent PACKAGE out of order");
+	d->state = malloc(length ? length : 1);
+	if (!d->state)
+		return ferry_error_set(err, ENOMEM, "no memory for %u bytes of device state",
+				       length);
+	memcpy(d->state, body, length);
+	d->state_bytes = length;
+	pthread_mutex_lock(&d->job->lock);
+	d->job->stats.device_bytes = length;
+	pthread_mutex_unlock(&d->job->lock);
+	r = ferry_job_move(d->job, FERRY_STATE_DEVICE, err);
+	return r ? r : ferry_fault_point("package-received", err);
+}
+
+/* All is here: load, and record that we wait for RUN before anybody is told so. */
+static int load_and_wait(struct ferry_destination *d, struct ferry_error *err)
+{
+	int r;
+
+	if (!d->state || d->job->record.phase != FERRY_PHASE_OPEN)
+		return ferry_error_set(err, EPROTO, "the source sent PING out of order");
+	/* Nothing but the main channel is needed from here on. */
+	ferry_destination_set_pool(d, NULL);
+	r = d->guest->ops->load(d->guest, d->state, d->state_bytes, err);
+	free(d->state);
+	d->state = NULL;
+	if (!r)
+		r = ferry_fault_point("load", err);
+	if (!r)
+		r = ferry_job_move(d->job, FERRY_STATE_COMMIT_WAIT, err);
+	if (!r)
+		r = ferry_job_phase(d->job, FERRY_PHASE_COMMIT_WAIT, err);
+	if (!r)
+		r = ferry_fault_point("commit-wait", err);
+	if (r)
+		return r;
+	r = send_u32(d, FERRY_WIRE_PONG, FERRY_LINK_PING_LOADED);
+	ferry_fault_point("pong", NULL);
+	return r;
+}
+
+static int on_ping(struct ferry_destination *d, const uint8_t *body, uint32_t length,
+		   struct ferry_error *err)
+{
+	uint32_t number;
+	int r = ferry_wire_u32_decode(&number, body, length);
+
+	if (!r && number == FERRY_LINK_PING_LOADED)
+		return load_and_wait(d, err);
+	if (r || number != FERRY_LINK_PING_ALIVE)
+		return ferry_error_set(err, EPROTO, "the source sent an unknown PING");
+	return send_u32(d, FERRY_WIRE_PONG, number);
+}
+
+int ferry_destination_give_up(struct ferry_destination *d, enum ferry_phase phase,
+			      const char *why, struct ferry_error *err)
+{
+	struct ferry_error undo = { 0 };
+	int r;
+
+	snprintf(d->job->record.error, sizeof(d->job->record.error), "%s", why);
+	r = ferry_job_phase(d->job, phase, err);
+	if (r)
+		return r;
+	if (d->guest && d->guest->ops->undo(d->guest, false, &undo))
+		ferry_log_warn("the VMM here is not as it was: %s", undo.text);
+	return 0;
+}
+
+static int refuse(struct ferry_destination *d)
+{
+	const char *why = d->job->record.error;
+
+	return ferry_destination_send(d, FERRY_WIRE_REFUSED, why, (uint32_t)strlen(why));
+}
+
+int ferry_destination_accept_run(struct ferry_destination *d, struct ferry_error *err)
+{
+	struct ferry_job *job = d->job;
+	struct ferry_error why = { 0 };
+	int r;
+
+	r = ferry_job_commit(job, err);
+	if (!r)
+		r = ferry_job_phase(job, FERRY_PHASE_RUN_ACCEPTED, err);
+	if (r)
+		return r;
+	ferry_fault_point("run-accepted", NULL);
+	if (!d->guest)
+		r = ferry_error_set(&why, ESRCH, "its VMM is gone");
+	else if (!job->record.guest_paused)
+		r = d->guest->ops->run(d->guest, &why);
+	ferry_fault_point("start", NULL);
+	if (!r)
+		return 0;
+	if (r == -EIO) {
+		/* It may have run: then it is ours, dead or alive. */
+		ferry_log_error("the guest was started here and its VMM is gone: %s", why.text);
+		return 0;
+	}
+	ferry_error_prefix(&why, "the guest could not be started here");
+	if (ferry_destination_give_up(d, FERRY_PHASE_REFUSED, why.text, err))
+		return -EIO;
+	return ferry_error_set(err, ECONNREFUSED, "%s", why.text);
+}
+
+static int on_run(struct ferry_destination *d, const uint8_t *body, uint32_t length,
+		  struct ferry_error *err)
+{
+	struct ferry_job *job = d->job;
+	uint64_t began_ns = ferry_clock_ns();
+	uint8_t ns[8];
+	int r;
+
+	(void)body;
+	(void)length;
+	if (job->record.phase == FERRY_PHASE_REFUSED || job->record.phase == FERRY_PHASE_ABORTED)
+		return refuse(d);
+	ferry_fault_point("run-received", NULL);
+	if (job->record.phase == FERRY_PHASE_COMMIT_WAIT) {
+		r = ferry_destination_accept_run(d, err);
+		if (r == -ECONNREFUSED)
+			refuse(d);
+		if (r)
+			return r;
+	}
+	ferry_wire_u64_encode(ferry_clock_ns() - began_ns, ns);
+	r = ferry_destination_send(d, FERRY_WIRE_RUNNING, ns, sizeof(ns));
+	ferry_fault_point("running-sent", NULL);
+	return r;
+}
+
+static int on_ask(struct ferry_destination *d, const uint8_t *body, uint32_t length,
+		  struct ferry_error *err)
+{
+	enum ferry_wire_answer answer = FERRY_WIRE_ANSWER_RAN;
+
+	(void)body;
+	(void)length;
+	(void)err;
+	if (d->job->record.phase == FERRY_PHASE_COMMIT_WAIT)
+		answer = FERRY_WIRE_ANSWER_WAITING;
+	if (d->job->record.phase == FERRY_PHASE_REFUSED ||
+	    d->job->record.phase == FERRY_PHASE_ABORTED)
+		answer = FERRY_WIRE_ANSWER_REFUSED;
+	return send_u32(d, FERRY_WIRE_ANSWER, answer);
+}
+
+static int on_abort(struct ferry_destination *d, const uint8_t *body, uint32_t length,
+		    struct ferry_error *err)
+{
+	(void)d;
+	return ferry_error_set(err, ECONNABORTED, "the source gave up: %.*s", (int)length,
+			       body ? (const char *)body : "");
+}
+
+static int on_ack(struct ferry_destination *d, const uint8_t *body, uint32_t length,
+		  struct ferry_error *err)
+{
+	struct ferry_wire_summary w;
+	struct ferry_stats *st = &d->job->stats;
+
+	if (ferry_wire_summary_decode(&w, body, length))
+		return ferry_error_set(err, EPROTO, "the source sent a bad ACK");
+	d->done = true;
+	if (d->job->record.phase != FERRY_PHASE_RAN)
+		return 0;
+	pthread_mutex_lock(&d->job->lock);
+	st->total_ns = w.total_ns;
+	st->downtime_ns = w.downtime_ns;
+	st->rounds = w.rounds;
+	st->sent_bytes = w.sent_bytes;
+	st->normal_pages = w.normal_pages;
+	st->zero_pages = w.zero_pages;
+	st->device_bytes = w.device_bytes;
+	memcpy(st->tracker, w.tracker, sizeof(st->tracker));
+	st->tracker[sizeof(st->tracker) - 1] = 0;
+	pthread_mutex_unlock(&d->job->lock);
+	return 0;
+}
+
+#define SETTLED (IN(RAN) | IN(RUN_ACCEPTED) | IN(REFUSED) | IN(ABORTED))
+
+static const struct frame_handler frame_handlers[FERRY_WIRE_TYPE_COUNT] = {
+	[FERRY_WIRE_CONFIG] = { IN(OPEN), on_config },
+	[FERRY_WIRE_BLOCKS] = { IN(OPEN), on_blocks },
+	[FERRY_WIRE_FLUSH] = { IN(OPEN), on_flush },
+	[FERRY_WIRE_HASHES] = { IN(OPEN), on_hashes },
+	[FERRY_WIRE_PACKAGE] = { IN(OPEN), on_package },
+	[FERRY_WIRE_PING] = { IN(OPEN) | IN(COMMIT_WAIT) | SETTLED, on_ping },
+	[FERRY_WIRE_RUN] = { IN(COMMIT_WAIT) | SETTLED, on_run },
+	[FERRY_WIRE_ASK] = { IN(COMMIT_WAIT) | SETTLED, on_ask },
+	[FERRY_WIRE_ABORT] = { IN(OPEN) | IN(COMMIT_WAIT), on_abort },
+	[FERRY_WIRE_ACK] = { SETTLED, on_ack },
+};
+
+int ferry_destination_frame(struct ferry_destination *d, struct ferry_error *err)
+{
+	const struct frame_handler *h = NULL;
+	struct ferry_wire_frame frame;
+	struct ferry_error why = { 0 };
+	uint8_t *body = NULL;
+	int r;
+
+	r = ferry_frame_recv(d->main_fd, &frame, &body,
+			     ferry_clock_in_ms(d->job->record.timeout_ms), &why);
+	if (r == -EPROTO || r == -EPROTONOSUPPORT || r == -EMSGSIZE) {
+		*err = why;
+		return r;
+	}
+	if (r)
+		return -ECONNRESET;
+	d->heard_ns = ferry_clock_ns();
+	if (frame.type < FERRY_WIRE_TYPE_COUNT)
+		h = &frame_handlers[frame.type];
+	if (!h || !h->handle || !(h->phases & (1u << d->job->record.phase)))
+		r = ferry_error_set(err, EPROTO, "the source sent %s in phase %s",
+				    ferry_wire_type_name(frame.type),
+				    ferry_phase_name(d->job->record.phase));
+	else
+		r = h->handle(d, body, frame.length, err);
+	free(body);
+	return r;
+}

@@ -1,0 +1,231 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "engine/job.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/clock.h"
+
+static const char *const where_names[] = {
+	[FERRY_WHERE_SOURCE] = "source",	   [FERRY_WHERE_DESTINATION] = "destination",
+	[FERRY_WHERE_STOPPED] = "stopped",	   [FERRY_WHERE_UNKNOWN] = "unknown",
+	[FERRY_WHERE_NONE] = "none",
+};
+
+const char *ferry_where_name(enum ferry_where where)
+{
+	return where_names[where];
+}
+
+void ferry_job_init(struct ferry_job *job, const struct ferry_job_hooks *hooks)
+{
+	pthread_condattr_t attr;
+
+	memset(job, 0, sizeof(*job));
+	job->hooks = hooks;
+	job->held_guest_fd = -1;
+	job->held_listen_fd = -1;
+	job->started_ns = ferry_clock_ns();
+	pthread_mutex_init(&job->lock, NULL);
+	pthread_condattr_init(&attr);
+	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+	pthread_cond_init(&job->changed, &attr);
+	pthread_condattr_destroy(&attr);
+}
+
+void ferry_job_destroy(struct ferry_job *job)
+{
+	pthread_cond_destroy(&job->changed);
+	pthread_mutex_destroy(&job->lock);
+	ferry_record_free(&job->record);
+}
+
+enum ferry_state ferry_job_state(struct ferry_job *job)
+{
+	/* Pairs with the release in ferry_state_move(). */
+	return __atomic_load_n(&job->state, __ATOMIC_ACQUIRE);
+}
+
+int ferry_job_move(struct ferry_job *job, enum ferry_state to, struct ferry_error *err)
+{
+	enum ferry_state from = ferry_job_state(job);
+	int r = ferry_state_move(&job->state, job->record.role, from, to);
+
+	if (r)
+		return ferry_error_set(err, -r, "no way from state %s to %s at the %s",
+				       ferry_state_name(from), ferry_state_name(to),
+				       ferry_role_name(job->record.role));
+	job->record.state = to;
+	if (job->hooks->state)
+		job->hooks->state(job->hooks->ctx, to);
+	return 0;
+}
+
+int ferry_job_save(struct ferry_job *job, struct ferry_error *err)
+{
+	pthread_mutex_lock(&job->lock);
+	job->record.stats = job->stats;
+	job->shown = job->record;
+	job->shown.undo = NULL;
+	pthread_mutex_unlock(&job->lock);
+	return job->hooks->save(job->hooks->ctx, &job->record, err);
+}
+
+int ferry_job_phase(struct ferry_job *job, enum ferry_phase phase, struct ferry_error *err)
+{
+	enum ferry_phase before = job->record.phase;
+	int r;
+
+	job->record.phase = phase;
+	r = ferry_job_save(job, err);
+	if (r) {
+		job->record.phase = before;
+		ferry_error_prefix(err, "cannot record '%s'", ferry_phase_name(phase));
+	}
+	return r;
+}
+
+int ferry_job_cancel(struct ferry_job *job, struct ferry_error *err)
+{
+	int r = 0;
+
+	pthread_mutex_lock(&job->lock);
+	if (ferry_state_final(ferry_job_state(job))) {
+		r = ferry_error_set(err, EALREADY, "%s has ended already: %s", job->record.id,
+				    ferry_state_name(ferry_job_state(job)));
+		/* It may only be listening for the other side's last question. */
+		job->cancel = true;
+		if (job->interrupt)
+			job->interrupt(job->interrupt_ctx);
+	} else if (job->committed) {
+		r = ferry_error_set(err, EBUSY,
+				    "%s cannot be cancelled any more: the switchover is committed "
+				    "(state %s), the destination owns the guest or is about to",
+				    job->record.id, ferry_state_name(ferry_job_state(job)));
+	} else {
+		job->cancel = true;
+		if (job->interrupt)
+			job->interrupt(job->interrupt_ctx);
+		pthread_cond_broadcast(&job->changed);
+	}
+	pthread_mutex_unlock(&job->lock);
+	return r;
+}
+
+bool ferry_job_cancelled(struct ferry_job *job)
+{
+	bool cancel;
+
+	pthread_mutex_lock(&job->lock);
+	cancel = job->cancel;
+	pthread_mutex_unlock(&job->lock);
+	return cancel;
+}
+
+int ferry_job_commit(struct ferry_job *job, struct ferry_error *err)
+{
+	int r = 0;
+
+	pthread_mutex_lock(&job->lock);
+	if (job->cancel)
+		r = ferry_error_set(err, ECANCELED, "cancelled");
+	else
+		job->committed = true;
+	pthread_mutex_unlock(&job->lock);
+	return r;
+}
+
+int ferry_job_go_on(struct ferry_job *job, struct ferry_error *err)
+{
+	int r = 0;
+
+	pthread_mutex_lock(&job->lock);
+	if (ferry_job_state(job) != FERRY_STATE_PRE_SWITCHOVER) {
+		r = ferry_error_set(err, EINVAL,
+				    "%s does not wait in pre-switchover, its state is %s; 'continue' "
+				    "goes with --pause-before-switchover", job->record.id,
+				    ferry_state_name(ferry_job_state(job)));
+	} else {
+		job->go_on = true;
+		pthread_cond_broadcast(&job->changed);
+	}
+	pthread_mutex_unlock(&job->lock);
+	return r;
+}
+
+int ferry_size_parse(const char *text, uint64_t *bytes)
+{
+	static const char units[] = "KMGT";
+	unsigned long long n;
+	unsigned int shift = 0;
+	char *end;
+
+	if (*text < '0' || *text > '9')
+		return -EINVAL;
+	errno = 0;
+	n = strtoull(text, &end, 10);
+	if (errno)
+		return -EINVAL;
+	if (*end) {
+		const char *u = strchr(units, *end & ~0x20);
+
+		if (!u || end[1])
+			return -EINVAL;
+		shift = 10 * (unsigned int)(u - units + 1);
+	}
+	if (n > UINT64_MAX >> shift)
+		return -EINVAL;
+	*bytes = (uint64_t)n << shift;
+	return 0;
+}
+
+int ferry_job_set(struct ferry_job *job, const char *key, const char *value,
+		  struct ferry_error *err)
+{
+	uint64_t n;
+
+	if (strcmp(key, "max-bandwidth") && strcmp(key, "downtime-limit"))
+		return ferry_error_set(err, EINVAL,
+				       "no setting '%s'; there are max-bandwidth=SIZE and "
+				       "downtime-limit=MS", key);
+	if (ferry_size_parse(value, &n))
+		return ferry_error_set(err, EINVAL, "%s=%s is no number", key, value);
+	if (!strcmp(key, "downtime-limit") && (n > UINT32_MAX || !n))
+		return ferry_error_set(err, EINVAL,
+				       "downtime-limit=%s must be 1 to 4294967295 milliseconds",
+				       value);
+	pthread_mutex_lock(&job->lock);
+	if (!strcmp(key, "max-bandwidth"))
+		job->options.max_bandwidth = n;
+	else
+		job->options.downtime_limit_ms = (uint32_t)n;
+	pthread_cond_broadcast(&job->changed);
+	pthread_mutex_unlock(&job->lock);
+	return 0;
+}
+
+void ferry_job_wait(struct ferry_job *job, uint64_t deadline_ns)
+{
+	struct timespec ts = {
+		.tv_sec = (time_t)(deadline_ns / FERRY_NS_PER_S),
+		.tv_nsec = (long)(deadline_ns % FERRY_NS_PER_S),
+	};
+
+	pthread_mutex_lock(&job->lock);
+	if (!job->cancel && !job->go_on)
+		pthread_cond_timedwait(&job->changed, &job->lock, &ts);
+	pthread_mutex_unlock(&job->lock);
+}
+
+void ferry_job_interrupt(struct ferry_job *job, void (*fn)(void *ctx), void *ctx)
+{
+	pthread_mutex_lock(&job->lock);
+	job->interrupt = fn;
+	job->interrupt_ctx = ctx;
+	/* A cancel that came before there was something to interrupt. */
+	if (fn && job->cancel)
+		fn(ctx);
+	pthread_mutex_unlock(&job->lock);
+}

@@ -1,0 +1,150 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+#ifndef FERRY_ENGINE_JOB_H
+#define FERRY_ENGINE_JOB_H
+
+#include <pthread.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/error.h"
+#include "engine/record.h"
+#include "engine/stats.h"
+
+/*
+ * One side of one migration, between the migration thread, which runs it, and
+ * the threads of the agent that watch and steer it. Everything under "lock" is
+ * read and written with the lock held; the rest belongs to the migration thread.
+ */
+
+enum ferry_on_stall { FERRY_ON_STALL_WAIT, FERRY_ON_STALL_CANCEL };
+
+struct ferry_job_options {
+	uint32_t channels;
+	uint64_t max_bandwidth;	    /* bytes/s, 0 unlimited */
+	uint32_t downtime_limit_ms;
+	uint32_t timeout_ms;	    /* connect and answer deadlines */
+	char tracker[16];
+	bool dma_barrier;
+	bool verify;
+	bool pause_before_switchover;
+	bool keep_source;
+	enum ferry_on_stall on_stall;
+};
+
+/* Where the guest is after it all. */
+enum ferry_where {
+	FERRY_WHERE_SOURCE,
+	FERRY_WHERE_DESTINATION,
+	FERRY_WHERE_STOPPED,
+	FERRY_WHERE_UNKNOWN,
+	FERRY_WHERE_NONE,
+};
+
+const char *ferry_where_name(enum ferry_where where);
+
+/* What the engine asks of the agent. Called by the migration thread, job->lock not held. */
+struct ferry_job_hooks {
+	/* Make job->record durable. Return: 0 or -errno: then nothing that relies on it is done. */
+	int (*save)(void *ctx, const struct ferry_record *record, struct ferry_error *err);
+	/* The guardian keeps a copy of a descriptor. */
+	int (*hold)(void *ctx, const char *name, int fd, struct ferry_error *err);
+	/* A state was published. */
+	void (*state)(void *ctx, enum ferry_state state);
+	/* The destination listens; @uri says where really. */
+	void (*listening)(void *ctx, const char *uri);
+	void *ctx;
+};
+
+struct ferry_job {
+	const struct ferry_job_hooks *hooks;
+	struct ferry_job_options options; /* max_bandwidth, downtime_limit_ms: under lock */
+	struct ferry_record record;
+	int held_guest_fd;  /* after a crash, or -1 */
+	int held_listen_fd; /* after a crash, or -1 */
+	uint64_t started_ns;
+
+	enum ferry_state state; /* ferry_state_move(), atomic */
+
+	pthread_mutex_t lock;
+	pthread_cond_t changed; /* cancel, go_on or an option */
+	bool cancel;
+	bool committed; /* too late for cancel */
+	bool go_on;	/* continue after pre-switchover */
+	struct ferry_progress progress;
+	struct ferry_stats stats;
+	struct ferry_record shown; /* the record as last saved, without undo */
+	void (*interrupt)(void *ctx); /* breaks what the migration thread waits for */
+	void *interrupt_ctx;
+};
+
+/* How it ended. */
+struct ferry_outcome {
+	enum ferry_state state;
+	enum ferry_where where;
+	int exit_code; /* 0, 1 or 3 */
+	struct ferry_error error;
+	char advice[1024]; /* exit 3: the commands to type */
+};
+
+void ferry_job_init(struct ferry_job *job, const struct ferry_job_hooks *hooks);
+void ferry_job_destroy(struct ferry_job *job);
+
+/** ferry_job_state() - the published state. Any thread. */
+enum ferry_state ferry_job_state(struct ferry_job *job);
+
+/**
+ * ferry_job_move() - publish the next state (compare-and-swap from the present one)
+ *
+ * The record's state follows; it is written with the next save.
+ * Return: 0; -EPERM with a text if the table forbids it.
+ */
+int ferry_job_move(struct ferry_job *job, enum ferry_state to, struct ferry_error *err);
+
+/** ferry_job_phase() - set a phase and make it durable. Return: 0 or -errno. */
+int ferry_job_phase(struct ferry_job *job, enum ferry_phase phase, struct ferry_error *err);
+
+/** ferry_job_save() - make the record durable as it is. */
+int ferry_job_save(struct ferry_job *job, struct ferry_error *err);
+
+/**
+ * ferry_job_cancel() - ask for the end of the migration. Any thread.
+ *
+ * Return: 0 asked; -EBUSY too late, with the reason; -EALREADY has ended.
+ */
+int ferry_job_cancel(struct ferry_job *job, struct ferry_error *err);
+bool ferry_job_cancelled(struct ferry_job *job);
+
+/** ferry_job_commit() - no cancel from here on. Return: 0, or -ECANCELED if one came first. */
+int ferry_job_commit(struct ferry_job *job, struct ferry_error *err);
+
+/** ferry_job_go_on() - continue from pre-switchover. Return: 0, -EINVAL not in that state. */
+int ferry_job_go_on(struct ferry_job *job, struct ferry_error *err);
+
+/** ferry_job_set() - "max-bandwidth" or "downtime-limit" = value. Return: 0 or -EINVAL. */
+int ferry_job_set(struct ferry_job *job, const char *key, const char *value,
+		  struct ferry_error *err);
+
+/** ferry_job_wait() - until a cancel, go_on or option change, or the deadline. */
+void ferry_job_wait(struct ferry_job *job, uint64_t deadline_ns);
+
+/** ferry_job_interrupt() - what cancel calls to break a wait; NULL removes it. */
+void ferry_job_interrupt(struct ferry_job *job, void (*fn)(void *ctx), void *ctx);
+
+/** ferry_size_parse() - "10M" to bytes; K, M, G are powers of 1024. Return: 0 or -EINVAL. */
+int ferry_size_parse(const char *text, uint64_t *bytes);
+
+/* The four ways to run a side; each returns only when all is settled or a person is needed. */
+void ferry_source_run(struct ferry_job *job, struct ferry_outcome *out);
+void ferry_source_recover(struct ferry_job *job, struct ferry_outcome *out);
+void ferry_destination_run(struct ferry_job *job, struct ferry_outcome *out);
+void ferry_destination_recover(struct ferry_job *job, struct ferry_outcome *out);
+
+/**
+ * ferry_job_undo() - nothing runs this migration any more: put the VMM back by the record
+ * @resume: see struct ferry_guest_ops.undo
+ *
+ * Return: 0, or -errno with a text.
+ */
+int ferry_job_undo(struct ferry_job *job, bool resume, struct ferry_error *err);
+
+#endif

@@ -1,0 +1,94 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+#ifndef FERRY_ENGINE_LINK_H
+#define FERRY_ENGINE_LINK_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/error.h"
+#include "wire/wire.h"
+#include "xport/uri.h"
+
+/*
+ * The source's end of the main channel. A return-path thread reads what the
+ * destination says and only records it; the migration thread waits for facts
+ * and makes the transitions. The same thread sends a PING each second when the
+ * line is quiet and takes a destination that is silent for too long as lost.
+ */
+struct ferry_link;
+
+enum ferry_link_fact {
+	FERRY_LINK_READY = 1u << 0,
+	FERRY_LINK_FLUSHED = 1u << 1,  /* of the round asked for last */
+	FERRY_LINK_VERIFIED = 1u << 2,
+	FERRY_LINK_LOADED = 1u << 3,   /* PONG to PING(FERRY_LINK_PING_LOADED) */
+	FERRY_LINK_RUNNING = 1u << 4,
+	FERRY_LINK_REFUSED = 1u << 5,
+	FERRY_LINK_ABORTED = 1u << 6,  /* the destination gave up before it was loaded */
+	FERRY_LINK_ANSWER = 1u << 7,
+	FERRY_LINK_LOST = 1u << 8,
+};
+
+#define FERRY_LINK_PING_ALIVE 0u
+#define FERRY_LINK_PING_LOADED 1u
+
+struct ferry_link_params {
+	const struct ferry_uri *uri;
+	const uint8_t *uuid;
+	uint32_t epoch;
+	enum ferry_wire_kind kind; /* MAIN or RECOVER */
+	uint16_t channels;
+	uint32_t timeout_ms;	/* answers; silence */
+	uint64_t deadline_ns;	/* for the connection */
+	const int *stop;	/* see ferry_sock_connect() */
+};
+
+/**
+ * ferry_link_open() - connect, exchange HELLO, start the return path
+ *
+ * Return: 0; -ECONNREFUSED with the peer's reason; -ENOENT when the destination does not
+ * know this migration; -ESTALE when it knows a newer epoch; what ferry_sock_connect() says.
+ */
+int ferry_link_open(const struct ferry_link_params *params, struct ferry_link **out,
+		    struct ferry_error *err);
+
+/** ferry_link_close() - shut down, join, free; NULL is fine. */
+void ferry_link_close(struct ferry_link *link);
+
+int ferry_link_send(struct ferry_link *link, enum ferry_wire_type type, const void *body,
+		    uint32_t length, struct ferry_error *err);
+
+/** ferry_link_flush() - send FLUSH(@round); FLUSHED is recorded for that round only. */
+int ferry_link_flush(struct ferry_link *link, uint32_t round, struct ferry_error *err);
+
+/**
+ * ferry_link_wait() - until one of @facts, or a fact that ends it all, is recorded
+ *
+ * ABORTED, REFUSED and LOST end every wait.
+ *
+ * Return: 0 one of @facts holds; -ECONNABORTED the destination gave up, -ECONNREFUSED it
+ * refused (its words in @err), -ECONNRESET the link is lost, -ETIMEDOUT, -ECANCELED.
+ */
+int ferry_link_wait(struct ferry_link *link, unsigned int facts, uint64_t deadline_ns,
+		    struct ferry_error *err);
+
+/** ferry_link_cancel() - make waits return -ECANCELED until ferry_link_uncancel(). Any thread. */
+void ferry_link_cancel(struct ferry_link *link);
+void ferry_link_uncancel(struct ferry_link *link);
+
+unsigned int ferry_link_facts(struct ferry_link *link);
+enum ferry_wire_answer ferry_link_answer(struct ferry_link *link);
+/** ferry_link_start_ns() - from RUN received to guest started, as RUNNING told. */
+uint64_t ferry_link_start_ns(struct ferry_link *link);
+/** ferry_link_rtt_ns() - the last measured round trip, 0 not known. */
+uint64_t ferry_link_rtt_ns(struct ferry_link *link);
+
+/**
+ * ferry_link_channel() - connect one multifd channel, HELLO included
+ *
+ * Return: its descriptor or -errno with a text.
+ */
+int ferry_link_channel(const struct ferry_link_params *params, uint16_t channel,
+		       struct ferry_error *err);
+
+#endif

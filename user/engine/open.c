@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "engine/open.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+
+static int open_journal(void *ctx, const char *undo, struct ferry_error *err)
+{
+	struct ferry_job *job = ctx;
+	char *copy = strdup(undo);
+
+	if (!copy)
+		return ferry_error_set(err, ENOMEM, "out of memory");
+	free(job->record.undo);
+	job->record.undo = copy;
+	return ferry_job_save(job, err);
+}
+
+static int open_hold(void *ctx, const char *name, int fd, struct ferry_error *err)
+{
+	struct ferry_job *job = ctx;
+
+	return job->hooks->hold ? job->hooks->hold(job->hooks->ctx, name, fd, err) : 0;
+}
+
+int ferry_open_guest(struct ferry_job *job, enum ferry_guest_role role, struct ferry_guest **out,
+		     struct ferry_error *err)
+{
+	const struct ferry_guest_host host = {
+		.journal = open_journal,
+		.hold = open_hold,
+		.ctx = job,
+	};
+	struct ferry_guest_open_params params = {
+		.spec = job->record.guest,
+		.host = &host,
+		.role = role,
+		.timeout_ms = job->record.timeout_ms,
+		.undo = job->record.undo,
+		.held_fd = job->held_guest_fd,
+	};
+	int r = ferry_guest_open(&params, out, err);
+
+	if (!r)
+		job->record.vmm = (*out)->pid;
+	return r;
+}
+
+int ferry_job_undo(struct ferry_job *job, bool resume, struct ferry_error *err)
+{
+	struct ferry_guest *guest;
+	int r;
+
+	if (!job->record.undo)
+		return 0;
+	/* A VMM that is gone has nothing to put back. */
+	if (job->record.vmm > 0 && kill(job->record.vmm, 0) && errno == ESRCH)
+		return 0;
+	r = ferry_open_guest(job,
+			     job->record.role == FERRY_ROLE_SOURCE ? FERRY_GUEST_SOURCE :
+								     FERRY_GUEST_DESTINATION,
+			     &guest, err);
+	if (r)
+		return r;
+	r = guest->ops->undo(guest, resume, err);
+	guest->ops->close(guest);
+	return r;
+}

@@ -1,0 +1,66 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+#ifndef FERRY_ENGINE_RECORD_H
+#define FERRY_ENGINE_RECORD_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#include "engine/state.h"
+#include "engine/stats.h"
+
+/*
+ * What one side of a migration must know after a crash. Who owns the guest is
+ * decided by the phase alone, and a phase is durable before anything is done
+ * that relies on it. The order of the phases of a role is the order they are
+ * written in; selftests/model checks what may follow what.
+ */
+enum ferry_phase {
+	FERRY_PHASE_OPEN,	  /* both: nothing is decided, the source owns the guest */
+	FERRY_PHASE_COMMIT,	  /* source: never resumes by itself from here on */
+	FERRY_PHASE_RAN,	  /* both: the destination owns the guest, and said so */
+	FERRY_PHASE_COMMIT_WAIT,  /* destination: loaded, stopped, waits for RUN */
+	FERRY_PHASE_RUN_ACCEPTED, /* destination: owns the guest, may have started it */
+	FERRY_PHASE_REFUSED,	  /* destination: could not start it, never will */
+	FERRY_PHASE_ABORTED,	  /* gave up before COMMIT (source), before RUN (destination) */
+	FERRY_PHASE_FENCED,	  /* source: resumed by force, no answer counts any more */
+	FERRY_PHASE_COUNT,
+};
+
+const char *ferry_phase_name(enum ferry_phase phase);
+int ferry_phase_parse(const char *name);
+
+#define FERRY_ID_MAX 64
+#define FERRY_SPEC_MAX 512
+#define FERRY_UUID_TEXT 37
+
+struct ferry_record {
+	char id[FERRY_ID_MAX];
+	enum ferry_role role;
+	enum ferry_state state; /* last published */
+	enum ferry_phase phase;
+	bool settled; /* cleaned up, nothing left to do: the id may be used again */
+	uint8_t uuid[16];
+	uint32_t epoch;
+	char guest[FERRY_SPEC_MAX]; /* qmp:PATH */
+	char uri[FERRY_SPEC_MAX];   /* where to connect or listen again */
+	char *undo;		    /* the guest driver's, malloc'ed; NULL: nothing disturbed */
+	bool disturbed_peer;	    /* source: PACKAGE was sent, the destination may wait for RUN */
+	bool guest_paused;	    /* it was paused before, and stays so */
+	bool keep_source;
+	uint32_t timeout_ms;
+	pid_t guardian;
+	pid_t worker;
+	pid_t vmm;
+	struct ferry_stats stats;
+	char error[1024];
+};
+
+void ferry_record_free(struct ferry_record *record);
+
+/** ferry_uuid_make() - a random (version 4) uuid. */
+int ferry_uuid_make(uint8_t uuid[16]);
+void ferry_uuid_format(const uint8_t uuid[16], char text[FERRY_UUID_TEXT]);
+int ferry_uuid_parse(const char *text, uint8_t uuid[16]);
+
+#endif

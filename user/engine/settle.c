@@ -1,0 +1,327 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/*
+ * Settling a migration at the source (DESIGN of the switchover: Documentation/switchover.rst).
+ *
+ * From COMMIT on the source does nothing of its own accord: RUNNING or the answer
+ * "ran" completes it, REFUSED or the answer "refused" gives the guest back, "waiting"
+ * lets it send RUN again on the new connection. Every new connection has a raised
+ * epoch that is durable here before it is used, and there before it is answered.
+ */
+#include "engine/settle.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "engine/fault_points.h"
+
+/* Between attempts to reach the destination again. */
+#define SETTLE_RETRY_NS (200 * FERRY_NS_PER_MS)
+
+/* How long to wait for the destination to close after the last word. */
+#define SETTLE_GOODBYE_MS 3000
+
+/* Telling a waiting destination that there will be no RUN delays only our exit. */
+#define SETTLE_ABORT_MS 10000
+
+static int settle_reconnect(struct ferry_settle *s, uint64_t deadline_ns, struct ferry_error *err)
+{
+	struct ferry_job *job = s->job;
+	struct ferry_link_params params = {
+		.uri = &s->uri,
+		.uuid = job->record.uuid,
+		.kind = FERRY_WIRE_KIND_RECOVER,
+		.channels = 1,
+		.timeout_ms = job->record.timeout_ms,
+		.deadline_ns = deadline_ns,
+	};
+	uint64_t left_ms;
+	int r;
+
+	ferry_link_close(s->link);
+	s->link = NULL;
+	job->record.epoch++;
+	r = ferry_job_save(job, err);
+	if (r)
+		return r;
+	params.epoch = job->record.epoch;
+	left_ms = (uint64_t)ferry_clock_poll_ms(deadline_ns);
+	if (left_ms < params.timeout_ms)
+		params.timeout_ms = left_ms ? (uint32_t)left_ms : 1;
+	return ferry_link_open(&params, &s->link, err);
+}
+
+static void settle_summary(struct ferry_job *job, struct ferry_wire_summary *w)
+{
+	const struct ferry_stats *st = &job->stats;
+
+	memset(w, 0, sizeof(*w));
+	pthread_mutex_lock(&job->lock);
+	w->total_ns = st->total_ns;
+	w->downtime_ns = st->downtime_ns;
+	w->rounds = st->rounds;
+	w->sent_bytes = st->sent_bytes;
+	w->normal_pages = st->normal_pages;
+	w->zero_pages = st->zero_pages;
+	w->device_bytes = st->device_bytes;
+	memcpy(w->tracker, st->tracker, sizeof(w->tracker));
+	pthread_mutex_unlock(&job->lock);
+}
+
+/* The last word. The destination closes when it has it; a lost one is sent again. */
+static void settle_ack(struct ferry_settle *s)
+{
+	uint64_t deadline_ns = ferry_clock_in_ms(s->job->record.timeout_ms);
+	struct ferry_wire_summary summary;
+	uint8_t body[FERRY_WIRE_SUMMARY_BYTES];
+
+	settle_summary(s->job, &summary);
+	ferry_wire_summary_encode(&summary, body);
+	while (ferry_clock_ns() < deadline_ns) {
+		if (s->link && !(ferry_link_facts(s->link) & FERRY_LINK_LOST) &&
+		    !ferry_link_send(s->link, FERRY_WIRE_ACK, body, sizeof(body), NULL)) {
+			/* Only LOST can come now. */
+			ferry_link_wait(s->link, FERRY_LINK_LOST,
+					ferry_clock_in_ms(SETTLE_GOODBYE_MS), NULL);
+			return;
+		}
+		if (settle_reconnect(s, deadline_ns, NULL))
+			return;
+	}
+}
+
+static void settle_completed(struct ferry_settle *s, struct ferry_outcome *out)
+{
+	struct ferry_job *job = s->job;
+	struct ferry_error err = { 0 };
+	int r;
+
+	out->where = FERRY_WHERE_DESTINATION;
+	out->state = FERRY_STATE_COMPLETED;
+	out->exit_code = 0;
+	pthread_mutex_lock(&job->lock);
+	if (s->stopped_ns)
+		job->stats.downtime_ns = ferry_clock_ns() - s->stopped_ns;
+	job->stats.total_ns = ferry_clock_ns() - job->started_ns;
+	pthread_mutex_unlock(&job->lock);
+	r = ferry_job_phase(job, FERRY_PHASE_RAN, &err);
+	if (r)
+		ferry_log_warn("%s", err.text);
+	ferry_fault_point("running", NULL);
+	if (s->guest) {
+		r = job->record.keep_source ? s->guest->ops->undo(s->guest, false, &err) :
+					      s->guest->ops->quit(s->guest, &err);
+		if (r)
+			ferry_log_warn("the guest runs at the destination, but the source VMM (pid "
+				       "%d) is still here and must not be resumed: %s",
+				       (int)s->guest->pid, err.text);
+	}
+	ferry_fault_point("quit", NULL);
+	ferry_job_move(job, FERRY_STATE_COMPLETED, NULL);
+	settle_ack(s);
+	job->record.settled = true;
+	ferry_job_save(job, NULL);
+}
+
+void ferry_settle_back(struct ferry_settle *s, enum ferry_state state,
+		       const struct ferry_error *why, struct ferry_outcome *out)
+{
+	struct ferry_job *job = s->job;
+	struct ferry_error err = { 0 };
+	int r;
+
+	out->state = state;
+	out->error = *why;
+	out->exit_code = 1;
+	out->where = FERRY_WHERE_SOURCE;
+	snprintf(job->record.error, sizeof(job->record.error), "%s", why->text);
+	if (ferry_job_phase(job, FERRY_PHASE_ABORTED, &err))
+		ferry_log_warn("%s", err.text);
+	r = s->guest ? s->guest->ops->undo(s->guest, true, &err) : 0;
+	if (r) {
+		out->exit_code = 3;
+		out->where = FERRY_WHERE_STOPPED;
+		ferry_error_set(&out->error, -r, "%s; and the guest could not be resumed: %s",
+				why->text, err.text);
+		snprintf(out->advice, sizeof(out->advice), "ferry resume %s", job->record.id);
+	} else if (s->guest && s->guest->ops->running(s->guest, &err) < 0) {
+		out->where = FERRY_WHERE_NONE; /* its VMM is gone */
+	}
+	ferry_job_move(job, state, NULL);
+	job->record.settled = !r;
+	ferry_job_save(job, NULL);
+}
+
+/* The destination says for good that the guest never runs there. */
+static void settle_refused(struct ferry_settle *s, const struct ferry_error *why,
+			   struct ferry_outcome *out)
+{
+	/* It has recorded that; ACK lets it stop listening. */
+	ferry_settle_back(s, FERRY_STATE_FAILED, why, out);
+	if (s->link) {
+		struct ferry_wire_summary summary;
+		uint8_t body[FERRY_WIRE_SUMMARY_BYTES];
+
+		settle_summary(s->job, &summary);
+		ferry_wire_summary_encode(&summary, body);
+		ferry_link_send(s->link, FERRY_WIRE_ACK, body, sizeof(body), NULL);
+	}
+}
+
+static void settle_unknown(struct ferry_settle *s, const struct ferry_error *why,
+			   struct ferry_outcome *out)
+{
+	const char *id = s->job->record.id;
+
+	out->state = FERRY_STATE_COMMIT_UNKNOWN;
+	out->where = FERRY_WHERE_UNKNOWN;
+	out->exit_code = 3;
+	out->error = *why;
+	snprintf(s->job->record.error, sizeof(s->job->record.error), "%s", why->text);
+	snprintf(out->advice, sizeof(out->advice),
+		 "the guest is stopped here; the destination may run it. When it can be reached "
+		 "again:\n"
+		 "  ferry recover %s            (at the destination first, if its ferry has ended: "
+		 "ferry recover ITS-ID)\n"
+		 "Only if you are certain that the destination does not run it and never will:\n"
+		 "  ferry resume %s --force-source\n"
+		 "Only if you are certain that it runs there, or force it there (ferry resume "
+		 "ITS-ID --force-destination at the destination), end the VMM here and forget it.",
+		 id, id);
+	ferry_job_save(s->job, NULL);
+}
+
+/* Send RUN and wait for what it does. Return: as ferry_link_wait(). */
+static int settle_run(struct ferry_settle *s, struct ferry_error *err)
+{
+	uint64_t deadline_ns = ferry_clock_in_ms(s->job->record.timeout_ms);
+	int r = ferry_link_send(s->link, FERRY_WIRE_RUN, NULL, 0, err);
+
+	if (r)
+		return -ECONNRESET;
+	ferry_fault_point("run", NULL);
+	return ferry_link_wait(s->link, FERRY_LINK_RUNNING, deadline_ns, err);
+}
+
+/* On a new connection: what happened to the RUN? Return: an answer, or -errno. */
+static int settle_ask(struct ferry_settle *s, struct ferry_error *err)
+{
+	uint64_t deadline_ns = ferry_clock_in_ms(s->job->record.timeout_ms);
+	int r = ferry_link_send(s->link, FERRY_WIRE_ASK, NULL, 0, err);
+
+	if (!r)
+		r = ferry_link_wait(s->link, FERRY_LINK_ANSWER, deadline_ns, err);
+	return r ? r : (int)ferry_link_answer(s->link);
+}
+
+/* One attempt over the present link. Return: true when it is settled. */
+static bool settle_try(struct ferry_settle *s, bool ask, struct ferry_error *err,
+		       struct ferry_outcome *out)
+{
+	int r = ask ? settle_ask(s, err) : FERRY_WIRE_ANSWER_WAITING;
+
+	if (r == FERRY_WIRE_ANSWER_WAITING)
+		r = settle_run(s, err) ?: FERRY_WIRE_ANSWER_RAN;
+	if (r == FERRY_WIRE_ANSWER_RAN) {
+		settle_completed(s, out);
+		return true;
+	}
+	if (r == FERRY_WIRE_ANSWER_REFUSED)
+		ferry_error_set(err, ECONNREFUSED,
+				"the destination has recorded that the guest never runs there");
+	if (r == FERRY_WIRE_ANSWER_REFUSED || r == -ECONNREFUSED) {
+		settle_refused(s, err, out);
+		return true;
+	}
+	return false;
+}
+
+void ferry_settle_commit(struct ferry_settle *s, struct ferry_outcome *out)
+{
+	uint64_t deadline_ns = ferry_clock_in_ms(s->job->record.timeout_ms);
+	struct ferry_error err = { 0 };
+	bool ask = false;
+
+	if (s->link && settle_try(s, false, &err, out))
+		goto out;
+	if (ferry_job_state(s->job) != FERRY_STATE_COMMIT_UNKNOWN)
+		ferry_job_move(s->job, FERRY_STATE_COMMIT_UNKNOWN, NULL);
+	ferry_job_save(s->job, NULL);
+	/* The waiting for RUNNING may have used it all up: give reconnecting its own time. */
+	if (s->link)
+		deadline_ns = ferry_clock_in_ms(s->job->record.timeout_ms);
+	while (ferry_clock_ns() < deadline_ns) {
+		struct ferry_error now = { 0 };
+		int r = settle_reconnect(s, deadline_ns, &now);
+
+		if (!r) {
+			ask = true;
+			if (settle_try(s, ask, &now, out))
+				goto out;
+		}
+		err = now;
+		if (r == -ENOENT) /* never heard of it: nobody moves */
+			break;
+		ferry_clock_sleep_ns(SETTLE_RETRY_NS);
+	}
+	settle_unknown(s, &err, out);
+out:
+	ferry_link_close(s->link);
+	s->link = NULL;
+}
+
+static int settle_send_abort(struct ferry_settle *s, const char *why, struct ferry_error *err)
+{
+	uint32_t bytes = (uint32_t)strlen(why);
+
+	if (bytes > FERRY_WIRE_MAX_TEXT)
+		bytes = FERRY_WIRE_MAX_TEXT;
+	return ferry_link_send(s->link, FERRY_WIRE_ABORT, why, bytes, err);
+}
+
+void ferry_settle_abort(struct ferry_settle *s, const char *why)
+{
+	if (!s->link)
+		return;
+	ferry_link_uncancel(s->link);
+	if ((ferry_link_facts(s->link) & FERRY_LINK_LOST) || settle_send_abort(s, why, NULL)) {
+		ferry_link_close(s->link);
+		s->link = NULL;
+	}
+}
+
+int ferry_settle_abort_confirm(struct ferry_settle *s, const char *why, struct ferry_error *err)
+{
+	uint32_t limit_ms = s->job->record.timeout_ms;
+	int r = -ENOTCONN;
+
+	if (!s->job->record.disturbed_peer) {
+		r = 0;
+	} else {
+		/* It closes when it has read it. */
+		if (s->link)
+			r = ferry_link_wait(s->link, FERRY_LINK_LOST,
+					    ferry_clock_in_ms(SETTLE_GOODBYE_MS), err);
+		if (r)
+			r = settle_reconnect(s, ferry_clock_in_ms(limit_ms < SETTLE_ABORT_MS ?
+								  limit_ms : SETTLE_ABORT_MS),
+					     err);
+		else
+			goto out;
+		if (!r)
+			r = settle_send_abort(s, why, err);
+		if (!r)
+			r = ferry_link_wait(s->link, FERRY_LINK_LOST,
+					    ferry_clock_in_ms(SETTLE_GOODBYE_MS), err);
+		/* It has ended and cleaned up, or is another ferry by now. */
+		if (r == -ENOENT)
+			r = 0;
+	}
+out:
+	ferry_link_close(s->link);
+	s->link = NULL;
+	return r;
+}

@@ -1,0 +1,527 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/*
+ * The source's side of a migration: a list of stages up to COMMIT, then
+ * settle.c.
+ *
+ * Each stage either succeeds or fails with a text; the first failure (a cancel
+ * is one) leads to source_roll_back(), the only place from which a guest is
+ * resumed before COMMIT. After each stage a fault point of its name is passed.
+ */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "engine/copy.h"
+#include "engine/fault_points.h"
+#include "engine/job.h"
+#include "engine/link.h"
+#include "engine/open.h"
+#include "engine/settle.h"
+#include "guest/guest.h"
+#include "ram/hash.h"
+
+struct source {
+	struct ferry_job *job;
+	struct ferry_settle settle; /* guest, link and uri live there */
+	struct ferry_ram ram;
+	struct ferry_copy copy;
+	bool copying; /* copy is initialised */
+	uint8_t *state;
+	size_t state_bytes;
+
+	/* What a cancel breaks; written with job->lock held. */
+	int stop;
+	struct ferry_link *cancel_link;
+	struct ferry_multifd_send *cancel_pool;
+};
+
+struct source_stage {
+	const char *name;
+	int (*run)(struct source *s, struct ferry_error *err);
+};
+
+/* job->lock is held. */
+static void source_interrupt(void *ctx)
+{
+	struct source *s = ctx;
+
+	__atomic_store_n(&s->stop, 1, __ATOMIC_RELAXED);
+	if (s->cancel_link)
+		ferry_link_cancel(s->cancel_link);
+	if (s->cancel_pool)
+		ferry_multifd_send_abort(s->cancel_pool);
+}
+
+/* From now on a cancel breaks waits on what there is. */
+static void source_arm(struct source *s)
+{
+	pthread_mutex_lock(&s->job->lock);
+	s->cancel_link = s->settle.link;
+	s->cancel_pool = s->copying ? s->copy.pool : NULL;
+	pthread_mutex_unlock(&s->job->lock);
+	ferry_job_interrupt(s->job, source_interrupt, s);
+}
+
+static int source_attach(struct source *s, struct ferry_error *err)
+{
+	struct ferry_job *job = s->job;
+	const struct ferry_guest_ops *ops;
+	int r;
+
+	r = ferry_open_guest(job, FERRY_GUEST_SOURCE, &s->settle.guest, err);
+	if (r)
+		return r;
+	ops = s->settle.guest->ops;
+	r = ops->check(s->settle.guest, err);
+	if (!r)
+		r = ops->describe(s->settle.guest, &s->ram, err);
+	if (!r)
+		r = ferry_ram_map(&s->ram, false, err);
+	if (r)
+		return r;
+	r = ops->running(s->settle.guest, err);
+	if (r < 0)
+		return r;
+	job->record.guest_paused = !r;
+	pthread_mutex_lock(&job->lock);
+	job->stats.ram_bytes = ferry_ram_bytes(&s->ram);
+	job->stats.channels = job->options.channels;
+	pthread_mutex_unlock(&job->lock);
+	r = ferry_copy_init(&s->copy, job, s->settle.guest, &s->ram, err);
+	s->copying = true;
+	if (!r)
+		r = ferry_copy_choose(&s->copy, err);
+	return r;
+}
+
+static void source_link_params(struct source *s, struct ferry_link_params *p)
+{
+	*p = (struct ferry_link_params){
+		.uri = &s->settle.uri,
+		.uuid = s->job->record.uuid,
+		.epoch = s->job->record.epoch,
+		.kind = FERRY_WIRE_KIND_MAIN,
+		.channels = (uint16_t)s->job->options.channels,
+		.timeout_ms = s->job->options.timeout_ms,
+		.deadline_ns = ferry_clock_in_ms(s->job->options.timeout_ms),
+		.stop = &s->stop,
+	};
+}
+
+static int source_send_blocks(struct source *s, struct ferry_error *err)
+{
+	struct ferry_wire_block *blocks;
+	unsigned int i;
+	uint8_t *body;
+	size_t bytes;
+	int r = -ENOMEM;
+
+	blocks = calloc(s->ram.count, sizeof(*blocks));
+	if (!blocks)
+		return ferry_error_set(err, ENOMEM, "out of memory");
+	for (i = 0; i < s->ram.count; i++) {
+		blocks[i].size_bytes = s->ram.blocks[i].size_bytes;
+		blocks[i].page_size = s->ram.blocks[i].page_size;
+		snprintf(blocks[i].name, sizeof(blocks[i].name), "%s", s->ram.blocks[i].name);
+	}
+	bytes = ferry_wire_blocks_bytes(blocks, s->ram.count);
+	body = malloc(bytes);
+	if (body) {
+		ferry_wire_blocks_encode(blocks, s->ram.count, body);
+		r = ferry_link_send(s->settle.link, FERRY_WIRE_BLOCKS, body, (uint32_t)bytes, err);
+	}
+	free(body);
+	free(blocks);
+	return r;
+}
+
+static int source_connect(struct source *s, struct ferry_error *err)
+{
+	struct ferry_wire_config config = { .ram_bytes = ferry_ram_bytes(&s->ram) };
+	uint8_t body[FERRY_WIRE_CONFIG_BYTES];
+	struct ferry_link_params params;
+	int r;
+
+	source_link_params(s, &params);
+	r = ferry_link_open(&params, &s->settle.link, err);
+	if (r)
+		return r;
+	source_arm(s);
+	if (s->job->options.verify)
+		config.flags |= FERRY_WIRE_CONFIG_VERIFY;
+	if (s->job->record.guest_paused)
+		config.flags |= FERRY_WIRE_CONFIG_PAUSED;
+	ferry_wire_config_encode(&config, body);
+	r = ferry_link_send(s->settle.link, FERRY_WIRE_CONFIG, body, sizeof(body), err);
+	if (!r)
+		r = source_send_blocks(s, err);
+	if (!r)
+		r = ferry_link_wait(s->settle.link, FERRY_LINK_READY,
+				    ferry_clock_in_ms(s->job->options.timeout_ms), err);
+	return r;
+}
+
+static int source_prepare(struct source *s, struct ferry_error *err)
+{
+	int fds[FERRY_WIRE_MAX_CHANNELS];
+	struct ferry_link_params params;
+	unsigned int n = 0;
+	int r;
+
+	r = s->settle.guest->ops->prepare(s->settle.guest, err);
+	if (r)
+		return r;
+	source_link_params(s, &params);
+	while (n < s->job->options.channels) {
+		fds[n] = ferry_link_channel(&params, (uint16_t)n, err);
+		if (fds[n] < 0) {
+			r = fds[n];
+			goto err_close;
+		}
+		n++;
+	}
+	r = ferry_copy_channels(&s->copy, s->settle.link, fds, n, err);
+	if (r)
+		goto err_close;
+	source_arm(s);
+	return ferry_job_move(s->job, FERRY_STATE_ACTIVE, err);
+
+err_close:
+	while (n--)
+		close(fds[n]);
+	return r;
+}
+
+static int source_track(struct source *s, struct ferry_error *err)
+{
+	return ferry_copy_track(&s->copy, err);
+}
+
+static int source_bulk(struct source *s, struct ferry_error *err)
+{
+	/* Without a tracker all is copied while the guest is stopped. */
+	return s->copy.tracker ? ferry_copy_bulk(&s->copy, err) : 0;
+}
+
+/* Rounds, until what is left fits the downtime. What is pending then goes with the final copy. */
+static int source_iterate(struct source *s, struct ferry_error *err)
+{
+	struct ferry_job *job = s->job;
+	int r = 0;
+
+	while (!r && s->copy.tracker) {
+		struct ferry_converge_verdict v;
+
+		if (ferry_job_cancelled(job))
+			return ferry_error_set(err, ECANCELED, "cancelled");
+		r = ferry_copy_collect(&s->copy, err);
+		if (r)
+			return r;
+		v = ferry_copy_decide(&s->copy);
+		if (v.switch_over)
+			return 0;
+		if (v.stalled && job->options.on_stall == FERRY_ON_STALL_CANCEL)
+			return ferry_error_set(err, ETIME,
+					       "the guest writes faster than memory can be sent: "
+					       "expected downtime %llu ms, limit %u ms; raise "
+					       "--downtime-limit or --max-bandwidth, or use "
+					       "--on-stall wait",
+					       (unsigned long long)(v.expected_downtime_ns /
+								    FERRY_NS_PER_MS),
+					       job->options.downtime_limit_ms);
+		r = ferry_copy_round(&s->copy, err);
+		if (!r)
+			r = ferry_fault_point("round", err);
+	}
+	return r;
+}
+
+static int source_pre_switchover(struct source *s, struct ferry_error *err)
+{
+	(void)s;
+	(void)err;
+	return 0;
+}
+
+static int source_stop(struct source *s, struct ferry_error *err)
+{
+	struct ferry_job *job = s->job;
+	int r;
+
+	s->settle.stopped_ns = ferry_clock_ns();
+	r = s->settle.guest->ops->pause(s->settle.guest, err);
+	if (r || !job->options.pause_before_switchover)
+		return r;
+	r = ferry_job_move(job, FERRY_STATE_PRE_SWITCHOVER, err);
+	while (!r) {
+		bool go_on;
+
+		pthread_mutex_lock(&job->lock);
+		go_on = job->go_on;
+		pthread_mutex_unlock(&job->lock);
+		if (go_on)
+			break;
+		if (ferry_job_cancelled(job))
+			return ferry_error_set(err, ECANCELED, "cancelled");
+		ferry_job_wait(job, ferry_clock_in_ms(500));
+		r = ferry_link_wait(s->settle.link, FERRY_LINK_LOST, ferry_clock_ns(), err);
+		if (r == -ETIMEDOUT)
+			r = 0;
+		else if (!r)
+			r = ferry_error_set(err, ECONNRESET, "the link to the destination is lost");
+	}
+	return r;
+}
+
+static int source_save(struct source *s, struct ferry_error *err)
+{
+	int r = ferry_job_move(s->job, FERRY_STATE_DEVICE, err);
+
+	if (!r)
+		r = s->settle.guest->ops->save(s->settle.guest, FERRY_WIRE_MAX_PACKAGE, &s->state,
+					       &s->state_bytes, err);
+	if (r)
+		return r;
+	pthread_mutex_lock(&s->job->lock);
+	s->job->stats.device_bytes = s->state_bytes;
+	pthread_mutex_unlock(&s->job->lock);
+	return 0;
+}
+
+static int source_final(struct source *s, struct ferry_error *err)
+{
+	return ferry_copy_final(&s->copy, err);
+}
+
+static int source_flush(struct source *s, struct ferry_error *err)
+{
+	int r = ferry_copy_flush(&s->copy, err);
+
+	pthread_mutex_lock(&s->job->lock);
+	s->job->stats.rounds = s->copy.round;
+	pthread_mutex_unlock(&s->job->lock);
+	return r;
+}
+
+static int source_verify(struct source *s, struct ferry_error *err)
+{
+	unsigned int i;
+	uint8_t *body;
+	int r = 0;
+
+	if (!s->job->options.verify)
+		return 0;
+	body = malloc(s->ram.count * 16);
+	if (!body)
+		return ferry_error_set(err, ENOMEM, "out of memory");
+	for (i = 0; i < s->ram.count && !r; i++) {
+		uint64_t hash[2];
+
+		r = ferry_hash_block(&s->ram.blocks[i], hash);
+		if (r) {
+			ferry_error_set(err, -r, "cannot hash block %s: %s",
+					s->ram.blocks[i].name, strerror(-r));
+		} else {
+			ferry_wire_u64_encode(hash[0], body + i * 16);
+			ferry_wire_u64_encode(hash[1], body + i * 16 + 8);
+		}
+	}
+	if (!r)
+		r = ferry_link_send(s->settle.link, FERRY_WIRE_HASHES, body, s->ram.count * 16,
+				    err);
+	free(body);
+	if (!r)
+		r = ferry_link_wait(s->settle.link, FERRY_LINK_VERIFIED,
+				    ferry_clock_in_ms(s->job->options.timeout_ms), err);
+	if (r)
+		return r;
+	pthread_mutex_lock(&s->job->lock);
+	s->job->stats.verified = true;
+	pthread_mutex_unlock(&s->job->lock);
+	return 0;
+}
+
+static int source_package(struct source *s, struct ferry_error *err)
+{
+	uint8_t ping[4];
+	int r;
+
+	/* From here on the destination may come to wait for RUN: remember to tell it. */
+	s->job->record.disturbed_peer = true;
+	r = ferry_job_save(s->job, err);
+	if (!r)
+		r = ferry_link_send(s->settle.link, FERRY_WIRE_PACKAGE, s->state,
+				    (uint32_t)s->state_bytes, err);
+	ferry_wire_u32_encode(FERRY_LINK_PING_LOADED, ping);
+	if (!r)
+		r = ferry_link_send(s->settle.link, FERRY_WIRE_PING, ping, sizeof(ping), err);
+	return r;
+}
+
+static int source_loaded(struct source *s, struct ferry_error *err)
+{
+	return ferry_link_wait(s->settle.link, FERRY_LINK_LOADED,
+			       ferry_clock_in_ms(s->job->options.timeout_ms), err);
+}
+
+/* Point of no return: durable before RUN is sent. */
+static int source_commit(struct source *s, struct ferry_error *err)
+{
+	int r = ferry_job_commit(s->job, err);
+
+	return r ? r : ferry_job_phase(s->job, FERRY_PHASE_COMMIT, err);
+}
+
+static const struct source_stage source_stages[] = {
+	{ "attach", source_attach },
+	{ "connect", source_connect },
+	{ "prepare", source_prepare },
+	{ "track", source_track },
+	{ "bulk", source_bulk },
+	{ "iterate", source_iterate },
+	{ "pre-switchover", source_pre_switchover },
+	{ "stop", source_stop },
+	{ "save", source_save },
+	{ "final", source_final },
+	{ "flush", source_flush },
+	{ "verify", source_verify },
+	{ "package", source_package },
+	{ "loaded", source_loaded },
+	{ "commit", source_commit },
+};
+
+static int source_run_stages(struct source *s, struct ferry_error *err)
+{
+	size_t i;
+	int r = 0;
+
+	for (i = 0; i < sizeof(source_stages) / sizeof(source_stages[0]) && !r; i++) {
+		ferry_log_debug("source: %s", source_stages[i].name);
+		r = source_stages[i].run(s, err);
+		if (!r)
+			r = ferry_fault_point(source_stages[i].name, err);
+		/* COMMIT stands, whatever a test asks for. */
+		if (s->job->record.phase == FERRY_PHASE_COMMIT)
+			return 0;
+		if (!r && ferry_job_cancelled(s->job))
+			r = ferry_error_set(err, ECANCELED, "cancelled");
+	}
+	return r;
+}
+
+/* Before COMMIT: the guest goes on here, and the destination is told. */
+static void source_roll_back(struct source *s, struct ferry_error *why, struct ferry_outcome *out)
+{
+	struct ferry_job *job = s->job;
+	struct ferry_error err = { 0 };
+	bool cancelled = ferry_job_cancelled(job);
+
+	if (cancelled) {
+		ferry_job_move(job, FERRY_STATE_CANCELLING, NULL);
+		ferry_error_set(why, ECANCELED, "cancelled");
+	}
+	ferry_settle_abort(&s->settle, why->text);
+	if (s->copying)
+		ferry_copy_close(&s->copy);
+	ferry_settle_back(&s->settle, cancelled ? FERRY_STATE_CANCELLED : FERRY_STATE_FAILED, why,
+			  out);
+	if (ferry_settle_abort_confirm(&s->settle, why->text, &err))
+		snprintf(out->advice + strlen(out->advice),
+			 sizeof(out->advice) - strlen(out->advice),
+			 "%sthe destination could not be told (%s); if its ferry still waits there: "
+			 "ferry cancel ITS-ID", out->advice[0] ? "\n" : "", err.text);
+}
+
+static void source_free(struct source *s)
+{
+	ferry_job_interrupt(s->job, NULL, NULL);
+	if (s->copying)
+		ferry_copy_close(&s->copy);
+	ferry_link_close(s->settle.link);
+	if (s->settle.guest)
+		s->settle.guest->ops->close(s->settle.guest);
+	ferry_ram_free(&s->ram);
+	free(s->state);
+}
+
+void ferry_source_run(struct ferry_job *job, struct ferry_outcome *out)
+{
+	struct source s = { .job = job, .settle = { .job = job } };
+	struct ferry_error err = { 0 };
+	int r;
+
+	memset(out, 0, sizeof(*out));
+	ferry_ram_init(&s.ram);
+	source_arm(&s);
+	r = ferry_job_move(job, FERRY_STATE_SETUP, &err);
+	if (!r)
+		r = ferry_uri_parse(job->record.uri, &s.settle.uri, &err);
+	if (!r)
+		r = source_run_stages(&s, &err);
+	ferry_job_interrupt(job, NULL, NULL);
+	if (r) {
+		source_roll_back(&s, &err, out);
+	} else {
+		/* What the VMM carries for tracking goes now, not when the answer comes. */
+		ferry_copy_close(&s.copy);
+		s.copying = false;
+		ferry_settle_commit(&s.settle, out);
+	}
+	pthread_mutex_lock(&job->lock);
+	job->stats.total_ns = ferry_clock_ns() - job->started_ns;
+	pthread_mutex_unlock(&job->lock);
+	source_free(&s);
+}
+
+/* It was given up before COMMIT: finish that, and tell a destination that may be waiting. */
+static void source_recover_aborted(struct ferry_settle *settle, struct ferry_outcome *out)
+{
+	struct ferry_job *job = settle->job;
+	struct ferry_error why = { .errnum = ECANCELED }, err = { 0 };
+
+	snprintf(why.text, sizeof(why.text), "%s",
+		 job->record.error[0] ? job->record.error : "given up before the switchover");
+	if (job->record.settled) {
+		out->state = job->record.state;
+		out->where = FERRY_WHERE_SOURCE;
+		out->exit_code = 1;
+		out->error = why;
+	} else {
+		job->state = FERRY_STATE_DEVICE;
+		ferry_settle_back(settle, FERRY_STATE_FAILED, &why, out);
+	}
+	if (ferry_settle_abort_confirm(settle, why.text, &err))
+		ferry_log_warn("the destination could not be told: %s", err.text);
+}
+
+void ferry_source_recover(struct ferry_job *job, struct ferry_outcome *out)
+{
+	struct ferry_settle settle = { .job = job };
+	struct ferry_error err = { 0 };
+	int r;
+
+	memset(out, 0, sizeof(*out));
+	job->committed = true;
+	job->state = FERRY_STATE_COMMIT_UNKNOWN;
+	pthread_mutex_lock(&job->lock);
+	job->stats = job->record.stats;
+	pthread_mutex_unlock(&job->lock);
+	r = ferry_uri_parse(job->record.uri, &settle.uri, &err);
+	/* The VMM may be gone: the answer still has to be found out. */
+	if (!r && ferry_open_guest(job, FERRY_GUEST_SOURCE, &settle.guest, &err))
+		ferry_log_warn("the source VMM cannot be reached: %s", err.text);
+	if (job->record.phase == FERRY_PHASE_ABORTED) {
+		source_recover_aborted(&settle, out);
+	} else {
+		job->record.state = job->state;
+		if (job->hooks->state)
+			job->hooks->state(job->hooks->ctx, job->state);
+		ferry_settle_commit(&settle, out);
+	}
+	if (settle.guest)
+		settle.guest->ops->close(settle.guest);
+}

@@ -1,0 +1,152 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+#ifndef FERRY_GUEST_GUEST_H
+#define FERRY_GUEST_GUEST_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#include "base/error.h"
+#include "ram/ram.h"
+
+/*
+ * A guest as the engine sees it: RAM blocks, a run state, a blob of device
+ * state. Drivers (qmp: here; port: later) are a const ops table plus an
+ * embedding struct. One thread at a time uses a guest.
+ *
+ * Undo: before a driver disturbs the VMM it hands the engine a text that says
+ * how to put everything back (host->journal, durable before it returns). With
+ * that text alone another process can open the guest again and undo().
+ */
+enum ferry_guest_role { FERRY_GUEST_SOURCE, FERRY_GUEST_DESTINATION };
+
+/* What a driver asks of the process that opened the guest. */
+struct ferry_guest_host {
+	/* Replace the undo text in the record. Durable on return. Return: 0 or -errno. */
+	int (*journal)(void *ctx, const char *undo, struct ferry_error *err);
+	/* Let the guardian keep a copy of a descriptor under a name ("guest"). */
+	int (*hold)(void *ctx, const char *name, int fd, struct ferry_error *err);
+	void *ctx;
+};
+
+struct ferry_guest_open_params {
+	const char *spec; /* "qmp:PATH" */
+	const struct ferry_guest_host *host; /* copied by open() */
+	enum ferry_guest_role role;
+	unsigned int timeout_ms; /* for every answer of the VMM */
+	/* After a crash: the undo text of the record, and the held descriptor or -1. */
+	const char *undo;
+	int held_fd;
+	/*
+	 * Other processes that may map the RAM (the other VMM of a cpr, a second agent).
+	 * The caller, its parent and the VMM always may; anybody else is refused by check().
+	 */
+	const pid_t *peers;
+	unsigned int n_peers;
+};
+
+#define FERRY_GUEST_MAX_PEERS 8
+
+struct ferry_guest;
+
+struct ferry_guest_ops {
+	const char *scheme; /* "qmp" */
+
+	/* Connect, learn who the VMM is. Changes nothing there. May block up to the timeout. */
+	int (*open)(const struct ferry_guest_open_params *params, struct ferry_guest **out,
+		    struct ferry_error *err);
+
+	/* Free our side; the VMM is left as it is (see undo). */
+	void (*close)(struct ferry_guest *guest);
+
+	/* Everything that forbids a migration of this guest, by name; changes nothing. */
+	int (*check)(struct ferry_guest *guest, struct ferry_error *err);
+
+	/* Fill @ram (initialised by the caller) with all shared blocks, opened, not mapped. */
+	int (*describe)(struct ferry_guest *guest, struct ferry_ram *ram, struct ferry_error *err);
+
+	/* Set what the VMM needs for a migration in this role. Journaled; undone by undo(). */
+	int (*prepare)(struct ferry_guest *guest, struct ferry_error *err);
+
+	/* Is the guest running now? Return: 1, 0 or -errno. */
+	int (*running)(struct ferry_guest *guest, struct ferry_error *err);
+
+	/*
+	 * Stop the vCPUs and drain all DMA. Journaled first: whether it had been running.
+	 * A guest that is not running stays as it is.
+	 */
+	int (*pause)(struct ferry_guest *guest, struct ferry_error *err);
+
+	/* Source: back to the run state it had before the first pause(). */
+	int (*resume)(struct ferry_guest *guest, struct ferry_error *err);
+
+	/*
+	 * Device state of a paused guest: *@state is malloc'ed. More than @max bytes:
+	 * -EFBIG, RAM is in it. After it only resume() or quit() make sense.
+	 */
+	int (*save)(struct ferry_guest *guest, size_t max, uint8_t **state, size_t *bytes,
+		    struct ferry_error *err);
+
+	/* Load it at the destination; the guest stays stopped, which is asserted. */
+	int (*load)(struct ferry_guest *guest, const uint8_t *state, size_t bytes,
+		    struct ferry_error *err);
+
+	/*
+	 * Start the guest at the destination. Harmless when it runs already.
+	 * Return: 0; -EIO when it may or may not have run (the VMM died under way);
+	 * any other errno: it certainly did not run and is stopped.
+	 */
+	int (*run)(struct ferry_guest *guest, struct ferry_error *err);
+
+	/* Tell the network where the guest is now; best effort. */
+	void (*announce)(struct ferry_guest *guest);
+
+	/* End the VMM. Return: 0 when its process is gone or going. */
+	int (*quit)(struct ferry_guest *guest, struct ferry_error *err);
+
+	/*
+	 * A userfaultfd for the VMM's memory (UFFDIO_API not done), owned by the caller.
+	 * No copy stays in a source VMM. Journaled.
+	 */
+	int (*userfaultfd)(struct ferry_guest *guest, int *uffd, struct ferry_error *err);
+
+	/*
+	 * Can device DMA write guest RAM behind the page tables (direct I/O)? Checked
+	 * afresh at each call. Return: 1 with @why naming what, 0 no, -errno.
+	 */
+	int (*direct_io)(struct ferry_guest *guest, char *why, size_t why_bytes,
+			 struct ferry_error *err);
+
+	/*
+	 * Put back all the journal tells: capabilities, parameters, descriptors,
+	 * registrations. Source with @resume: also the run state. Destination whose device
+	 * state was loaded or began to be: ends the VMM (a second complete copy must not lie
+	 * about) unless @resume, which there means it is the owner now and stays.
+	 * Works on a guest opened again after a crash. Safe to repeat.
+	 */
+	int (*undo)(struct ferry_guest *guest, bool resume, struct ferry_error *err);
+};
+
+struct ferry_guest {
+	const struct ferry_guest_ops *ops;
+	pid_t pid; /* the VMM */
+	char path[108];
+	char version[64]; /* "QEMU 7.2.22" */
+};
+
+extern const struct ferry_guest_ops ferry_guest_qemu;
+
+/**
+ * ferry_guest_parse() - driver and path of "qmp:PATH" or "port:PATH"
+ *
+ * Return: 0; -EINVAL with what to type; -EOPNOTSUPP for a driver not built yet.
+ */
+int ferry_guest_parse(const char *spec, const struct ferry_guest_ops **ops, const char **path,
+		      struct ferry_error *err);
+
+/** ferry_guest_open() - find the driver and open. The guest is closed by ops->close(). */
+int ferry_guest_open(const struct ferry_guest_open_params *params, struct ferry_guest **out,
+		     struct ferry_error *err);
+
+#endif

@@ -1,0 +1,177 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/*
+ * Everything that forbids a migration of this guest, found before anything is
+ * disturbed: the run state, a migration of QEMU's own, RAM that is not ours to
+ * move, other processes that write it, devices that pin it.
+ */
+#include <errno.h>
+#include <linux/kcmp.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "guest/json.h"
+#include "guest/proc.h"
+#include "guest/qemu.h"
+
+int ferry_qemu_inmigrate(struct ferry_qemu *q, struct ferry_error *err)
+{
+	char status[FERRY_QEMU_STATUS_MAX];
+	bool running;
+	int r = ferry_qemu_status(q, status, &running, err);
+
+	if (r || !strcmp(status, "inmigrate"))
+		return r;
+	return ferry_error_set(err, EINVAL, "QEMU (pid %d) at %s is '%s' and waits for no migration; "
+			       "start the destination with -incoming defer and the same machine "
+			       "options as the source", (int)q->guest.pid, q->guest.path, status);
+}
+
+/* Only these are a guest at rest or at work; in any other QEMU's own hands are on it. */
+static int check_source_state(struct ferry_qemu *q, struct ferry_error *err)
+{
+	static const char *const fine[] = { "running", "paused", "prelaunch" };
+	char status[FERRY_QEMU_STATUS_MAX];
+	const char *what = "type `cont` or `stop` in QEMU's monitor first";
+	bool running;
+	size_t i;
+	int r = ferry_qemu_status(q, status, &running, err);
+
+	if (r)
+		return r;
+	for (i = 0; i < sizeof(fine) / sizeof(fine[0]); i++)
+		if (!strcmp(status, fine[i]))
+			return 0;
+	if (!strcmp(status, "inmigrate"))
+		what = "it waits for a migration itself: it is a destination";
+	else if (!strcmp(status, "suspended"))
+		what = "wake it up first (QMP system_wakeup)";
+	else if (!strcmp(status, "io-error"))
+		what = "a disk failed: repair that and type `cont` first";
+	else if (!strcmp(status, "postmigrate"))
+		what = "it was migrated before: type `cont` if it is the one to run, else quit it";
+	return ferry_error_set(err, EBUSY, "the guest in QEMU (pid %d) is '%s'; %s",
+			       (int)q->guest.pid, status, what);
+}
+
+static int check_blocked(struct json_object *reply, struct ferry_error *err)
+{
+	struct json_object *reasons = ferry_json_get(reply, "blocked-reasons", json_type_array);
+	struct json_object *first;
+
+	if (!ferry_json_length(reasons))
+		return 0;
+	first = json_object_array_get_idx(reasons, 0);
+	return ferry_error_set(err, EBUSY, "QEMU says this guest cannot be migrated: %.400s",
+			       json_object_is_type(first, json_type_string) ?
+			       json_object_get_string(first) : "(no reason given)");
+}
+
+static int check_migration(struct ferry_qemu *q, struct ferry_error *err)
+{
+	char status[FERRY_QEMU_STATUS_MAX];
+	struct json_object *reply;
+	int r = ferry_qemu_migration(q, status, &reply, err);
+
+	if (r)
+		return r;
+	if (ferry_qemu_migration_active(status))
+		r = ferry_error_set(err, EBUSY, "QEMU (pid %d) has a migration of its own under way "
+				    "('%s'); let it end, or type migrate_cancel in its monitor",
+				    (int)q->guest.pid, status);
+	else
+		r = check_blocked(reply, err);
+	json_object_put(reply);
+	return r;
+}
+
+/* Looking for strangers that map guest RAM. */
+struct strangers {
+	struct ferry_qemu *q;
+	const struct ferry_qemu_memory *list;
+	unsigned int count;
+	pid_t pid;
+	struct ferry_error *err;
+};
+
+/* Is that mapping one of our RAM files? Return: index + 1. */
+static int is_ours(void *ctx, const struct ferry_proc_area *area)
+{
+	const struct strangers *s = ctx;
+	unsigned int i;
+
+	for (i = 0; i < s->count; i++)
+		if (area->shared && area->dev == s->list[i].dev && area->ino == s->list[i].ino)
+			return (int)i + 1;
+	return 0;
+}
+
+static bool may_map(const struct ferry_qemu *q, pid_t pid)
+{
+	unsigned int i;
+
+	if (pid == q->guest.pid || pid == getpid() || pid == getppid())
+		return true;
+	for (i = 0; i < q->n_peers; i++)
+		if (pid == q->peers[i])
+			return true;
+	/* A child of QEMU between vfork and exec has QEMU's own memory. */
+	return syscall(SYS_kcmp, pid, q->guest.pid, KCMP_VM, 0, 0) == 0;
+}
+
+static int check_stranger(void *ctx, pid_t pid)
+{
+	struct strangers *s = ctx;
+	char comm[32];
+	int r;
+
+	/* Init may hold rights we have not, and is nobody's vhost backend. */
+	if (pid == s->q->guest.pid || pid == getpid() || pid == 1)
+		return 0;
+	r = ferry_proc_maps(pid, is_ours, s);
+	if (r == -ENOENT || r == -ESRCH || !r)
+		return 0;
+	if (r < 0)
+		return ferry_error_set(s->err, -r, "looking whether pid %d maps guest RAM: %s; run "
+				       "ferry as root (CAP_SYS_PTRACE)", (int)pid, strerror(-r));
+	if (may_map(s->q, pid))
+		return 0;
+	ferry_proc_comm(pid, comm);
+	return ferry_error_set(s->err, EBUSY, "pid %d (%s) maps guest RAM '%s' too and may write "
+			       "it unseen (vhost-user backend, virtiofsd, ivshmem peer?); end it "
+			       "or detach that device first", (int)pid, comm, s->list[r - 1].id);
+}
+
+static int check_memory(struct ferry_qemu *q, struct ferry_error *err)
+{
+	struct strangers s = { .q = q, .err = err };
+	struct ferry_qemu_memory *list;
+	int r = ferry_qemu_memory(q, &list, &s.count, err);
+
+	if (r)
+		return r;
+	s.list = list;
+	r = ferry_proc_pids(check_stranger, &s);
+	free(list);
+	return r;
+}
+
+int ferry_qemu_check(struct ferry_guest *guest, struct ferry_error *err)
+{
+	struct ferry_qemu *q = ferry_qemu_of(guest);
+	int r;
+
+	r = q->role == FERRY_GUEST_SOURCE ? check_source_state(q, err) :
+					    ferry_qemu_inmigrate(q, err);
+	if (!r)
+		r = check_migration(q, err);
+	if (!r)
+		r = check_memory(q, err);
+	if (!r)
+		r = ferry_qemu_devices_check(q, err);
+	if (!r)
+		r = ferry_qemu_blocks_check(q, err);
+	return r;
+}

@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/*
+ * Put QEMU back. Every step is tried, also when an earlier one failed, and the
+ * first failure is reported; but when QEMU stopped answering, the other
+ * questions would only wait again.
+ */
+#include <errno.h>
+#include <string.h>
+
+#include "base/log.h"
+#include "guest/json.h"
+#include "guest/qemu.h"
+
+struct undo_step {
+	const char *what;
+	int (*run)(struct ferry_qemu *q, struct ferry_error *err);
+	bool asks_qemu;
+};
+
+static int close_name(struct ferry_qemu *q, const char *name, struct ferry_error *err)
+{
+	struct json_object *args = json_object_new_object();
+	int r;
+
+	json_object_object_add(args, "fdname", json_object_new_string(name));
+	r = ferry_qemu_command(q, "closefd", args, -1, NULL, err);
+	return r == -EREMOTEIO ? 0 : r; /* there was none */
+}
+
+static int close_names(struct ferry_qemu *q, struct ferry_error *err)
+{
+	int r = close_name(q, FERRY_QEMU_STATE_FD, err);
+
+	return r ? r : close_name(q, FERRY_QEMU_UFFD_DEVICE, err);
+}
+
+static int undo_resume(struct ferry_qemu *q, struct ferry_error *err)
+{
+	return ferry_qemu_resume(&q->guest, err);
+}
+
+/* The run state comes back first: it is what somebody waits for. */
+static const struct undo_step step_settle = { "ending QEMU's migration", ferry_qemu_settle, true };
+static const struct undo_step step_resume = { "resuming the guest", undo_resume, true };
+static const struct undo_step steps_always[] = {
+	{ "closing passed descriptors", close_names, true },
+	{ "restoring migration capabilities", ferry_qemu_caps_restore, true },
+	{ "restoring migration parameters", ferry_qemu_params_restore, true },
+	{ "closing userfaultfds", ferry_qemu_userfaultfd_undo, false },
+};
+
+static void run_step(struct ferry_qemu *q, const struct undo_step *step, int *first,
+		     struct ferry_error *err)
+{
+	struct ferry_error why = { 0 };
+	int r;
+
+	if (step->asks_qemu && *first == -ETIMEDOUT)
+		return;
+	r = step->run(q, &why);
+	if (!r || ferry_qemu_gone(q, 0))
+		return;
+	if (*first) {
+		ferry_log_warn("%s of QEMU (pid %d): %s", step->what, (int)q->guest.pid, why.text);
+		return;
+	}
+	*first = ferry_error_set(err, -r, "%s of QEMU (pid %d): %s", step->what,
+				 (int)q->guest.pid, why.text);
+}
+
+/*
+ * Does the destination hold device state, or began to load it? One that does not
+ * answer does: only a loaded guest can block QEMU on its memory. A QEMU that was
+ * never prepared is none of our business, whatever runs in it.
+ */
+static bool holds_state(struct ferry_qemu *q)
+{
+	char status[FERRY_QEMU_STATUS_MAX];
+	struct ferry_error err;
+	bool running;
+
+	if (!ferry_json_get(q->undo, "capabilities", json_type_object))
+		return false;
+	if (ferry_qemu_status(q, status, &running, &err) || strcmp(status, "inmigrate"))
+		return true;
+	if (ferry_qemu_migration(q, status, NULL, &err))
+		return true;
+	return strcmp(status, "none") && strcmp(status, "failed");
+}
+
+/* All is back: another undo() has nothing left to do, except to resume if that was not asked. */
+static int undo_clear(struct ferry_qemu *q, bool resumed, struct ferry_error *err)
+{
+	json_object_object_del(q->undo, "capabilities");
+	json_object_object_del(q->undo, "parameters");
+	json_object_object_del(q->undo, "userfaultfds");
+	if (resumed)
+		json_object_object_del(q->undo, "was");
+	return ferry_qemu_journal(q, err);
+}
+
+int ferry_qemu_undo(struct ferry_guest *guest, bool resume, struct ferry_error *err)
+{
+	struct ferry_qemu *q = ferry_qemu_of(guest);
+	bool source = q->role == FERRY_GUEST_SOURCE;
+	int first = 0;
+	size_t i;
+
+	if (ferry_qemu_gone(q, 0))
+		return 0;
+	if (!source && !resume && holds_state(q))
+		return ferry_qemu_quit(guest, err);
+	if (source)
+		run_step(q, &step_settle, &first, err);
+	if (source && resume)
+		run_step(q, &step_resume, &first, err);
+	for (i = 0; i < sizeof(steps_always) / sizeof(steps_always[0]); i++)
+		run_step(q, &steps_always[i], &first, err);
+	if (ferry_qemu_gone(q, 0))
+		return 0;
+	return first ? first : undo_clear(q, resume, err);
+}

@@ -1,0 +1,57 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+#ifndef FERRY_RAM_BITMAP_H
+#define FERRY_RAM_BITMAP_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "ram/ram.h"
+
+/*
+ * One bit a page for every block of a RAM. Memory is zero pages until touched.
+ * The _atomic functions may race with each other; the others need one owner.
+ */
+struct ferry_bitmap {
+	unsigned long **words; /* one array a block */
+	uint64_t *pages;       /* length of each, in bits */
+	unsigned int count;
+};
+
+struct ferry_bitmap_run {
+	unsigned int block;
+	uint64_t first_page;
+	uint64_t pages;
+};
+
+int ferry_bitmap_init(struct ferry_bitmap *map, const struct ferry_ram *ram);
+void ferry_bitmap_free(struct ferry_bitmap *map);
+
+bool ferry_bitmap_test(const struct ferry_bitmap *map, unsigned int block, uint64_t page);
+void ferry_bitmap_set(struct ferry_bitmap *map, unsigned int block, uint64_t first, uint64_t pages);
+void ferry_bitmap_clear(struct ferry_bitmap *map, unsigned int block, uint64_t first,
+			uint64_t pages);
+void ferry_bitmap_set_atomic(struct ferry_bitmap *map, unsigned int block, uint64_t first,
+			     uint64_t pages);
+void ferry_bitmap_clear_atomic(struct ferry_bitmap *map, unsigned int block, uint64_t first,
+			       uint64_t pages);
+void ferry_bitmap_zero(struct ferry_bitmap *map);
+uint64_t ferry_bitmap_count(const struct ferry_bitmap *map);
+
+/** ferry_bitmap_or() - @to |= @from; both made for the same RAM. */
+void ferry_bitmap_or(struct ferry_bitmap *to, const struct ferry_bitmap *from);
+
+/** ferry_bitmap_andnot() - @to &= ~@from. */
+void ferry_bitmap_andnot(struct ferry_bitmap *to, const struct ferry_bitmap *from);
+
+/**
+ * ferry_bitmap_next_run() - the next run of set bits
+ * @run: in: where to go on (a zeroed struct to begin; afterwards leave it as it was
+ *       returned); out: a run within one block
+ * @max_pages: longest run wanted, 0 for no limit
+ *
+ * Return: false when there are no more.
+ */
+bool ferry_bitmap_next_run(const struct ferry_bitmap *map, struct ferry_bitmap_run *run,
+			   uint64_t max_pages);
+
+#endif

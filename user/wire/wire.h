@@ -1,0 +1,217 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+#ifndef FERRY_WIRE_WIRE_H
+#define FERRY_WIRE_WIRE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/*
+ * The bytes two agents exchange, version 1; Documentation/wire.rst draws them.
+ * Everything is little-endian. The codec is pure: no descriptors, no allocation,
+ * each function reads or writes only the buffer it is given.
+ *
+ * Main channel: HELLO each way, then frames each way. Multifd channels: HELLO
+ * each way, then packets from source to destination.
+ */
+#define FERRY_WIRE_MAGIC 0x59525246u	   /* "FRRY" */
+#define FERRY_WIRE_PACKET_MAGIC 0x504d5246u /* "FRMP" */
+#define FERRY_WIRE_VERSION 1
+#define FERRY_WIRE_MIN_VERSION 1
+#define FERRY_WIRE_FEATURES 0ull /* none beyond version 1 yet */
+#define FERRY_WIRE_FEATURES_NEEDED 0xffffffff00000000ull /* unknown bits in here refuse a peer */
+
+#define FERRY_WIRE_HELLO_BYTES 64
+#define FERRY_WIRE_FRAME_BYTES 8
+#define FERRY_WIRE_PACKET_BYTES 32
+#define FERRY_WIRE_EXTENT_BYTES 24
+#define FERRY_WIRE_UUID_BYTES 16
+#define FERRY_WIRE_MAX_CHANNELS 64
+#define FERRY_WIRE_MAX_BLOCKS 256
+#define FERRY_WIRE_MAX_NAME 127
+#define FERRY_WIRE_MAX_TEXT 1024
+#define FERRY_WIRE_MAX_EXTENTS 512	  /* in one packet */
+#define FERRY_WIRE_MAX_PACKET_PAGES 256	  /* with data, in one packet: 1 MiB */
+#define FERRY_WIRE_MAX_OPTIONAL (1u << 20) /* an unknown frame that may be skipped */
+#define FERRY_WIRE_MAX_BLOCK_BYTES (1ull << 46)
+#define FERRY_WIRE_MAX_HOST_PAGE (1u << 30)
+#define FERRY_WIRE_PAGE_BYTES 4096u
+#define FERRY_WIRE_MAX_PACKAGE (64u << 20) /* device state; more means RAM is in it */
+
+enum ferry_wire_role { FERRY_WIRE_ROLE_SOURCE = 1, FERRY_WIRE_ROLE_DESTINATION = 2 };
+
+enum ferry_wire_kind {
+	FERRY_WIRE_KIND_MAIN = 1,    /* a new migration */
+	FERRY_WIRE_KIND_MULTIFD = 2, /* a data channel of it */
+	FERRY_WIRE_KIND_RECOVER = 3, /* a main channel again, after a lost link */
+};
+
+/* What the destination answers in its HELLO. */
+enum ferry_wire_status {
+	FERRY_WIRE_STATUS_OK = 0,
+	FERRY_WIRE_STATUS_VERSION = 1, /* no common version or a needed feature is missing */
+	FERRY_WIRE_STATUS_BUSY = 2,    /* another migration is being received */
+	FERRY_WIRE_STATUS_UUID = 3,    /* never heard of that migration */
+	FERRY_WIRE_STATUS_EPOCH = 4,   /* a newer connection exists */
+	FERRY_WIRE_STATUS_CHANNEL = 5, /* channel out of range or already there */
+};
+
+struct ferry_wire_hello {
+	uint16_t version;
+	uint16_t min_version;
+	uint64_t features;
+	uint8_t uuid[FERRY_WIRE_UUID_BYTES];
+	uint32_t epoch; /* 1 for the first connection; larger after each reconnect */
+	uint8_t role;
+	uint8_t kind;
+	uint16_t channel;  /* multifd: which, from 0 */
+	uint16_t channels; /* multifd channels of this migration */
+	uint16_t status;
+	uint32_t page_size; /* of extents: 4096 */
+};
+
+enum ferry_wire_type {
+	FERRY_WIRE_CONFIG = 1,	 /* s>d: struct ferry_wire_config */
+	FERRY_WIRE_BLOCKS = 2,	 /* s>d: block table */
+	FERRY_WIRE_READY = 3,	 /* d>s: blocks match, RAM is empty, channels may connect */
+	FERRY_WIRE_FLUSH = 4,	 /* s>d: u32 round; every channel has been sent its SYNC */
+	FERRY_WIRE_FLUSHED = 5,	 /* d>s: u32 round; every channel has loaded up to it */
+	FERRY_WIRE_HASHES = 6,	 /* s>d: a 128-bit hash a block, in block order */
+	FERRY_WIRE_VERIFIED = 7, /* d>s: the hashes are equal */
+	FERRY_WIRE_PACKAGE = 8,	 /* s>d: device state, opaque */
+	FERRY_WIRE_PING = 9,	 /* s>d: u32 number */
+	FERRY_WIRE_PONG = 10,	 /* d>s: u32 number */
+	FERRY_WIRE_RUN = 11,	 /* s>d: empty */
+	FERRY_WIRE_RUNNING = 12, /* d>s: u64 ns from RUN received to guest started */
+	FERRY_WIRE_REFUSED = 13, /* d>s: text; durable: this migration never runs here */
+	FERRY_WIRE_ACK = 14,	 /* s>d: struct ferry_wire_summary */
+	FERRY_WIRE_ABORT = 15,	 /* s>d: text; the guest stays at the source. d>s: I gave up, never loaded */
+	FERRY_WIRE_ASK = 16,	 /* s>d: empty; only after HELLO kind RECOVER */
+	FERRY_WIRE_ANSWER = 17,	 /* d>s: u32 enum ferry_wire_answer */
+	FERRY_WIRE_TYPE_COUNT,
+};
+
+/* A receiver skips an unknown type that carries this flag; any other is an error. */
+#define FERRY_WIRE_OPTIONAL 1u
+
+enum ferry_wire_answer {
+	FERRY_WIRE_ANSWER_RAN = 1,
+	FERRY_WIRE_ANSWER_WAITING = 2,
+	FERRY_WIRE_ANSWER_REFUSED = 3,
+};
+
+struct ferry_wire_frame {
+	uint16_t type;
+	uint16_t flags;
+	uint32_t length; /* of what follows the header */
+};
+
+#define FERRY_WIRE_CONFIG_VERIFY 1u
+#define FERRY_WIRE_CONFIG_PAUSED 2u /* the guest was paused: it stays so at the destination */
+struct ferry_wire_config {
+	uint32_t flags;
+	uint64_t ram_bytes;
+};
+#define FERRY_WIRE_CONFIG_BYTES 16
+
+struct ferry_wire_block {
+	uint64_t size_bytes;
+	uint32_t page_size;
+	char name[FERRY_WIRE_MAX_NAME + 1];
+};
+
+struct ferry_wire_summary {
+	uint64_t total_ns;
+	uint64_t downtime_ns;
+	uint64_t rounds;
+	uint64_t sent_bytes;
+	uint64_t normal_pages;
+	uint64_t zero_pages;
+	uint64_t device_bytes;
+	char tracker[16];
+};
+#define FERRY_WIRE_SUMMARY_BYTES 72
+
+/* Multifd packet: header, extents, then the pages of the normal extents in order. */
+#define FERRY_WIRE_PACKET_SYNC 1u /* ends a round on this channel; no extents */
+enum ferry_wire_extent_kind { FERRY_WIRE_EXTENT_NORMAL = 0, FERRY_WIRE_EXTENT_ZERO = 1 };
+
+struct ferry_wire_packet {
+	uint16_t flags;
+	uint16_t extents;
+	uint32_t round;	     /* 1, 2, 3 …: one more after each SYNC */
+	uint32_t data_bytes; /* after the extents */
+	uint64_t sequence;   /* 0, 1, 2 … on each channel */
+};
+
+struct ferry_wire_extent {
+	uint16_t block;
+	uint8_t kind;
+	uint8_t codec; /* 0: raw */
+	uint32_t pages;
+	uint64_t first_page;
+	uint32_t data_bytes; /* of this extent on the wire; 0 for zero pages */
+	uint32_t checksum;   /* 0: none */
+};
+
+/*
+ * Every decode function returns 0, or a negative errno:
+ * -EPROTO          magic, a reserved field, an enum value or a combination is wrong
+ * -EPROTONOSUPPORT versions do not meet (hello), unknown mandatory frame type
+ * -EMSGSIZE        length outside the bounds of the type, or buffer too short
+ * -ERANGE          an extent outside its block, or no such block
+ * -EEXIST          extents of one packet overlap, or two blocks have one name
+ */
+void ferry_wire_hello_encode(const struct ferry_wire_hello *h, uint8_t buf[FERRY_WIRE_HELLO_BYTES]);
+int ferry_wire_hello_decode(struct ferry_wire_hello *h, const uint8_t buf[FERRY_WIRE_HELLO_BYTES]);
+
+/** ferry_wire_hello_check() - do the versions and features of a peer meet ours? */
+int ferry_wire_hello_check(const struct ferry_wire_hello *peer);
+
+void ferry_wire_frame_encode(const struct ferry_wire_frame *f, uint8_t buf[FERRY_WIRE_FRAME_BYTES]);
+
+/** ferry_wire_frame_decode() - checks length against the bounds of known types too. */
+int ferry_wire_frame_decode(struct ferry_wire_frame *f, const uint8_t buf[FERRY_WIRE_FRAME_BYTES]);
+
+/** ferry_wire_type_name() - Return: "PACKAGE" and the like, "unknown" for others. */
+const char *ferry_wire_type_name(unsigned int type);
+const char *ferry_wire_status_text(unsigned int status);
+
+void ferry_wire_config_encode(const struct ferry_wire_config *c,
+			      uint8_t buf[FERRY_WIRE_CONFIG_BYTES]);
+int ferry_wire_config_decode(struct ferry_wire_config *c, const uint8_t *buf, size_t len);
+
+/** ferry_wire_blocks_bytes() - room ferry_wire_blocks_encode() needs. */
+size_t ferry_wire_blocks_bytes(const struct ferry_wire_block *blocks, unsigned int count);
+void ferry_wire_blocks_encode(const struct ferry_wire_block *blocks, unsigned int count,
+			      uint8_t *buf);
+/** ferry_wire_blocks_decode() - @count: in: room, out: found. */
+int ferry_wire_blocks_decode(struct ferry_wire_block *blocks, unsigned int *count,
+			     const uint8_t *buf, size_t len);
+
+void ferry_wire_summary_encode(const struct ferry_wire_summary *s,
+			       uint8_t buf[FERRY_WIRE_SUMMARY_BYTES]);
+int ferry_wire_summary_decode(struct ferry_wire_summary *s, const uint8_t *buf, size_t len);
+
+void ferry_wire_u32_encode(uint32_t v, uint8_t buf[4]);
+int ferry_wire_u32_decode(uint32_t *v, const uint8_t *buf, size_t len);
+void ferry_wire_u64_encode(uint64_t v, uint8_t buf[8]);
+int ferry_wire_u64_decode(uint64_t *v, const uint8_t *buf, size_t len);
+
+void ferry_wire_packet_encode(const struct ferry_wire_packet *p,
+			      uint8_t buf[FERRY_WIRE_PACKET_BYTES]);
+int ferry_wire_packet_decode(struct ferry_wire_packet *p,
+			     const uint8_t buf[FERRY_WIRE_PACKET_BYTES]);
+void ferry_wire_extent_encode(const struct ferry_wire_extent *e,
+			      uint8_t buf[FERRY_WIRE_EXTENT_BYTES]);
+int ferry_wire_extent_decode(struct ferry_wire_extent *e,
+			     const uint8_t buf[FERRY_WIRE_EXTENT_BYTES]);
+
+/**
+ * ferry_wire_packet_check() - do the extents of a packet fit it and the blocks?
+ * @block_pages: length of each block
+ * @scratch: room for p->extents indices (for the overlap check)
+ */
+int ferry_wire_packet_check(const struct ferry_wire_packet *p, const struct ferry_wire_extent *e,
+			    const uint64_t *block_pages, unsigned int blocks, uint16_t *scratch);
+
+#endif

@@ -1,0 +1,412 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/*
+ * The receiving pool.
+ *
+ * Each channel's thread reads a packet's header and extents, checks them, and
+ * then moves the data: socket -> buffer -> pwrite(2) into the memory file, a
+ * buffer at a time. Nothing is written before the whole head was found good.
+ *
+ * Rounds: a SYNC must carry the round the channel is in. Who reads it waits
+ * until every channel has; then all are in the next round. So whatever a
+ * channel loads belongs to the round all are in, and a page that comes again in
+ * a later round, on any channel, meets only copies that are older.
+ *
+ * @received is the truth about which pages hold data. Zero pages that are not
+ * in it are holes already and cost nothing, others are punched out.
+ */
+#include "xport/multifd_recv.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/io.h"
+#include "wire/wire.h"
+#include "xport/crew.h"
+
+#define BUFFER_BYTES (FERRY_WIRE_MAX_PACKET_PAGES * FERRY_PAGE_SIZE)
+
+struct channel {
+	struct ferry_multifd_recv *pool;
+	unsigned int index;
+	int fd;
+	uint64_t sequence; /* of the packet that comes next */
+	uint32_t round;
+
+	/* The packet under way. */
+	struct ferry_wire_packet packet;
+	struct ferry_wire_extent extents[FERRY_WIRE_MAX_EXTENTS];
+	uint16_t scratch[FERRY_WIRE_MAX_EXTENTS];
+	uint8_t head[FERRY_WIRE_MAX_EXTENTS * FERRY_WIRE_EXTENT_BYTES];
+	uint8_t *buffer;
+};
+
+struct ferry_multifd_recv {
+	struct ferry_crew crew;
+	const struct ferry_ram *ram;
+	struct ferry_bitmap *received;
+	uint64_t block_pages[FERRY_RAM_MAX_BLOCKS];
+
+	/* All under the crew's lock. */
+	uint32_t completed;	 /* the last round that every channel has synced */
+	unsigned int at_barrier; /* channels that synced the round after it */
+	struct ferry_multifd_recv_stats stats;
+
+	struct channel channels[];
+};
+
+/* End everything. Return: -@errnum. */
+static int __attribute__((format(printf, 3, 4)))
+fail(struct channel *ch, int errnum, const char *fmt, ...)
+{
+	struct ferry_error why;
+	va_list ap;
+	char text[512];
+
+	va_start(ap, fmt);
+	vsnprintf(text, sizeof(text), fmt, ap);
+	va_end(ap);
+	ferry_error_set(&why, errnum, "multifd channel %u: %s", ch->index, text);
+	ferry_crew_stop(&ch->pool->crew, &why);
+	return -errnum;
+}
+
+/* Read from the connection, inside a packet. */
+static int read_more(struct channel *ch, void *buf, size_t len)
+{
+	int r = ferry_io_read(ch->fd, buf, len, FERRY_CLOCK_NEVER);
+
+	if (!r)
+		return 0;
+	if (r == -ENODATA || r == -EPIPE)
+		return fail(ch, EPIPE, "connection lost: it ended inside packet %llu of round %u",
+			    (unsigned long long)ch->sequence, ch->round);
+	return fail(ch, -r, "connection lost: %s", strerror(-r));
+}
+
+static int bad_packet(struct channel *ch, int r, const char *what)
+{
+	return fail(ch, -r, "packet %llu of round %u is invalid: %s; do both hosts run the same "
+		    "release of ferry?", (unsigned long long)ch->sequence, ch->round, what);
+}
+
+static int read_header(struct channel *ch)
+{
+	uint8_t head[FERRY_WIRE_PACKET_BYTES];
+	int r = ferry_io_read(ch->fd, head, 1, FERRY_CLOCK_NEVER);
+
+	if (r == -ENODATA)
+		return fail(ch, EPIPE, "connection lost: the source closed it in round %u",
+			    ch->round);
+	if (r)
+		return fail(ch, -r, "connection lost: %s", strerror(-r));
+	r = read_more(ch, head + 1, sizeof(head) - 1);
+	if (r)
+		return r;
+	r = ferry_wire_packet_decode(&ch->packet, head);
+	if (r)
+		return bad_packet(ch, r, r == -EMSGSIZE ? "its header has a length out of bounds" :
+							  "its header makes no sense");
+	if (ch->packet.sequence != ch->sequence)
+		return bad_packet(ch, -EPROTO, "its sequence number is wrong");
+	if (ch->packet.round != ch->round)
+		return bad_packet(ch, -EPROTO, "it belongs to another round");
+	return 0;
+}
+
+static int read_extents(struct channel *ch)
+{
+	struct ferry_multifd_recv *pool = ch->pool;
+	unsigned int i;
+	int r = read_more(ch, ch->head, ch->packet.extents * (size_t)FERRY_WIRE_EXTENT_BYTES);
+
+	if (r)
+		return r;
+	for (i = 0; i < ch->packet.extents; i++) {
+		r = ferry_wire_extent_decode(&ch->extents[i],
+					     ch->head + i * FERRY_WIRE_EXTENT_BYTES);
+		if (r)
+			return bad_packet(ch, r, "an extent makes no sense");
+	}
+	r = ferry_wire_packet_check(&ch->packet, ch->extents, pool->block_pages, pool->ram->count,
+				    ch->scratch);
+	switch (r) {
+	case 0:
+		return 0;
+	case -ERANGE:
+		return bad_packet(ch, r, "an extent is outside of guest memory");
+	case -EEXIST:
+		return bad_packet(ch, r, "its extents overlap");
+	default:
+		return bad_packet(ch, r, "its lengths do not add up");
+	}
+}
+
+/* The next page from @page on that holds received data; @end when none does. */
+static uint64_t next_received(const struct ferry_bitmap *map, unsigned int block, uint64_t page,
+			      uint64_t end)
+{
+	while (page < end) {
+		/* Other channels change other bits of the same word meanwhile. */
+		unsigned long word = __atomic_load_n(&map->words[block][page / 64],
+						     __ATOMIC_ACQUIRE) >> (page % 64);
+
+		if (word) {
+			page += (unsigned int)__builtin_ctzl(word);
+			return page < end ? page : end;
+		}
+		page = (page / 64 + 1) * 64;
+	}
+	return end;
+}
+
+/* Where data came before, make holes. */
+static int load_zero(struct channel *ch, const struct ferry_wire_extent *e)
+{
+	const struct ferry_ram_block *block = &ch->pool->ram->blocks[e->block];
+	struct ferry_bitmap *received = ch->pool->received;
+	uint64_t end = e->first_page + e->pages;
+	uint64_t page = next_received(received, e->block, e->first_page, end);
+
+	while (page < end) {
+		uint64_t pages = 1;
+
+		while (page + pages < end && ferry_bitmap_test(received, e->block, page + pages))
+			pages++;
+		if (fallocate(block->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+			      (off_t)(block->fd_off_bytes + (page << FERRY_PAGE_SHIFT)),
+			      (off_t)(pages << FERRY_PAGE_SHIFT)))
+			return fail(ch, errno, "making a hole in memory block '%s': %s",
+				    block->name, strerror(errno));
+		ferry_bitmap_clear_atomic(received, e->block, page, pages);
+		page = next_received(received, e->block, page + pages, end);
+	}
+	return 0;
+}
+
+/* Write @pages pages of extent @e, from its page @skip on. */
+static int write_pages(struct channel *ch, const struct ferry_wire_extent *e, uint64_t skip,
+		       uint64_t pages, const uint8_t *data)
+{
+	const struct ferry_ram_block *block = &ch->pool->ram->blocks[e->block];
+	uint64_t page = e->first_page + skip;
+	int r = ferry_io_pwrite(block->fd, data, pages << FERRY_PAGE_SHIFT,
+				(off_t)(block->fd_off_bytes + (page << FERRY_PAGE_SHIFT)));
+
+	if (r)
+		return fail(ch, -r, "writing to memory block '%s': %s", block->name, strerror(-r));
+	ferry_bitmap_set_atomic(ch->pool->received, e->block, page, pages);
+	return 0;
+}
+
+/* The data of the normal extents, which follows in their order. */
+static int load_data(struct channel *ch)
+{
+	const struct ferry_wire_extent *e = ch->extents;
+	uint32_t left = ch->packet.data_bytes;
+	uint64_t done = 0; /* pages of *e */
+
+	while (left) {
+		uint32_t n = left < BUFFER_BYTES ? left : (uint32_t)BUFFER_BYTES;
+		uint8_t *at = ch->buffer, *end = at + n;
+		int r = read_more(ch, at, n);
+
+		if (r)
+			return r;
+		left -= n;
+		while (at < end) {
+			uint64_t pages;
+
+			if (e->kind != FERRY_WIRE_EXTENT_NORMAL || done == e->pages) {
+				e++;
+				done = 0;
+				continue;
+			}
+			pages = (uint64_t)(end - at) >> FERRY_PAGE_SHIFT;
+			if (pages > e->pages - done)
+				pages = e->pages - done;
+			r = write_pages(ch, e, done, pages, at);
+			if (r)
+				return r;
+			done += pages;
+			at += pages << FERRY_PAGE_SHIFT;
+		}
+	}
+	return 0;
+}
+
+/* Return: 0, or a negative errno when the pool stopped: a fast source may not keep us busy. */
+static int count(struct channel *ch)
+{
+	struct ferry_multifd_recv_stats *stats = &ch->pool->stats;
+	unsigned int i;
+	int r;
+
+	pthread_mutex_lock(&ch->pool->crew.lock);
+	stats->received_bytes += FERRY_WIRE_PACKET_BYTES + ch->packet.data_bytes +
+				 ch->packet.extents * (uint64_t)FERRY_WIRE_EXTENT_BYTES;
+	for (i = 0; i < ch->packet.extents; i++) {
+		if (ch->extents[i].kind == FERRY_WIRE_EXTENT_NORMAL)
+			stats->normal_pages += ch->extents[i].pages;
+		else
+			stats->zero_pages += ch->extents[i].pages;
+	}
+	r = ferry_crew_result(&ch->pool->crew, NULL);
+	pthread_mutex_unlock(&ch->pool->crew.lock);
+	return r;
+}
+
+/* Wait for all other channels. Return: 0, or a negative errno when the pool stopped. */
+static int pass_barrier(struct channel *ch)
+{
+	struct ferry_multifd_recv *pool = ch->pool;
+	struct ferry_crew *crew = &pool->crew;
+	int r = 0;
+
+	pthread_mutex_lock(&crew->lock);
+	if (++pool->at_barrier == crew->channels) {
+		pool->at_barrier = 0;
+		pool->completed = ch->round;
+		pthread_cond_broadcast(&crew->changed);
+	}
+	while (pool->completed != ch->round) {
+		r = ferry_crew_result(crew, NULL);
+		if (r)
+			break;
+		ferry_crew_wait(crew, FERRY_CLOCK_NEVER);
+	}
+	pthread_mutex_unlock(&crew->lock);
+	ch->round++;
+	return r;
+}
+
+/* Return: 0, or a negative errno after the pool was stopped for it. */
+static int load_packet(struct channel *ch)
+{
+	unsigned int i;
+	int r = read_header(ch);
+
+	if (r)
+		return r;
+	if (ch->packet.flags & FERRY_WIRE_PACKET_SYNC) {
+		ch->sequence++;
+		r = count(ch);
+		return r ? r : pass_barrier(ch);
+	}
+	r = read_extents(ch);
+	if (r)
+		return r;
+	r = load_data(ch);
+	for (i = 0; !r && i < ch->packet.extents; i++)
+		if (ch->extents[i].kind == FERRY_WIRE_EXTENT_ZERO)
+			r = load_zero(ch, &ch->extents[i]);
+	ch->sequence++;
+	return r ? r : count(ch);
+}
+
+static void *run_channel(void *arg)
+{
+	while (!load_packet(arg))
+		;
+	return NULL;
+}
+
+static void free_pool(struct ferry_multifd_recv *pool)
+{
+	unsigned int i;
+
+	for (i = 0; i < pool->crew.channels; i++)
+		free(pool->channels[i].buffer);
+	free(pool);
+}
+
+int ferry_multifd_recv_create(const struct ferry_multifd_recv_params *params,
+			      struct ferry_multifd_recv **out, struct ferry_error *err)
+{
+	struct ferry_multifd_recv *pool;
+	unsigned int i;
+	int r;
+
+	*out = NULL;
+	pool = calloc(1, sizeof(*pool) + params->channels * sizeof(pool->channels[0]));
+	if (!pool)
+		return ferry_error_set(err, ENOMEM, "no memory for %u multifd channels",
+				       params->channels);
+	r = ferry_crew_init(&pool->crew, params->fds, params->channels, err);
+	if (r)
+		goto err_free;
+	pool->ram = params->ram;
+	pool->received = params->received;
+	for (i = 0; i < params->ram->count; i++)
+		pool->block_pages[i] = ferry_ram_block_pages(&params->ram->blocks[i]);
+	for (i = 0; i < params->channels; i++) {
+		struct channel *ch = &pool->channels[i];
+
+		ch->pool = pool;
+		ch->index = i;
+		ch->fd = params->fds[i];
+		ch->round = 1;
+		ch->buffer = aligned_alloc(FERRY_PAGE_SIZE, BUFFER_BYTES);
+		if (!ch->buffer) {
+			r = ferry_error_set(err, ENOMEM, "no memory for multifd channel %u", i);
+			goto err_end;
+		}
+		r = ferry_crew_start(&pool->crew, run_channel, ch, err);
+		if (r)
+			goto err_end;
+	}
+	*out = pool;
+	return 0;
+
+err_end:
+	ferry_crew_end(&pool->crew, false);
+err_free:
+	free_pool(pool);
+	return r;
+}
+
+int ferry_multifd_recv_wait(struct ferry_multifd_recv *pool, uint32_t round, uint64_t deadline_ns,
+			    struct ferry_error *err)
+{
+	struct ferry_crew *crew = &pool->crew;
+	int r = 0;
+
+	pthread_mutex_lock(&crew->lock);
+	while (pool->completed < round) {
+		r = ferry_crew_result(crew, err);
+		if (r)
+			break;
+		if (ferry_crew_wait(crew, deadline_ns) != -ETIMEDOUT || pool->completed >= round)
+			continue;
+		r = ferry_error_set(err, ETIMEDOUT, "%u of %u multifd channels have finished "
+				    "round %u in time", pool->at_barrier, crew->channels, round);
+		break;
+	}
+	pthread_mutex_unlock(&crew->lock);
+	return r;
+}
+
+void ferry_multifd_recv_stats(struct ferry_multifd_recv *pool,
+			      struct ferry_multifd_recv_stats *stats)
+{
+	pthread_mutex_lock(&pool->crew.lock);
+	*stats = pool->stats;
+	pthread_mutex_unlock(&pool->crew.lock);
+}
+
+void ferry_multifd_recv_abort(struct ferry_multifd_recv *pool)
+{
+	ferry_crew_abort(&pool->crew);
+}
+
+void ferry_multifd_recv_free(struct ferry_multifd_recv *pool)
+{
+	if (!pool)
+		return;
+	ferry_crew_end(&pool->crew, true);
+	free_pool(pool);
+}
