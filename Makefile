@@ -9,14 +9,20 @@
 # Single suites, each printing TAP: unit, asan, tsan, fuzz, tidy, layers, model.
 # Documentation/testing.rst says what each one proves.
 #
-# O=DIR moves all output out of build/, WERROR=1 makes warnings errors. Every
-# sanitizer builds in a folder of its own by calling this Makefile again with
-# another O and SANITIZE, so no two kinds of object ever meet.
+# O=DIR moves all output out of build/, WERROR=1 makes warnings errors, V=1 shows
+# commands in full. Every sanitizer builds in a folder of its own by calling this
+# Makefile again with another O and SANITIZE, so no two kinds of object ever meet.
 
 O ?= build
 PREFIX ?= /usr/local
 DESTDIR ?=
 FUZZ_SECONDS ?= 5
+
+ifeq ($(V),1)
+say =
+else
+say = @printf '%-6s %s\n' '$1' '$(patsubst $(CURDIR)/%,%,$@)';
+endif
 
 CFLAGS ?= -O2 -g
 PKG_CONFIG ?= pkg-config
@@ -64,29 +70,35 @@ fuzzers := $(sort $(patsubst selftests/fuzz/%.c,$(O)/targets/%,$(wildcard selfte
 all: $(O)/ferry
 
 $(O)/ferry: $(objects)
-	$(LINK) -o $@ $^ $(LDLIBS)
+	$(call say,LD)$(LINK) -o $@ $^ $(LDLIBS)
 
 $(archive): $(filter-out $(main:%.c=$(O)/obj/%.o),$(objects))
 	@rm -f $@
-	$(AR) rcs $@ $^
+	$(call say,AR)$(AR) rcs $@ $^
 
-$(O)/obj/%.o: %.c Makefile
+$(O)/obj/%.o: %.c $(O)/obj/flags
 	@mkdir -p $(@D)
-	$(COMPILE) -c -o $@ $<
+	$(call say,CC)$(COMPILE) -c -o $@ $<
+
+# Changes when the command does, so that no object stays that WERROR=1 would refuse.
+$(O)/obj/flags: FORCE
+	@mkdir -p $(@D)
+	@echo '$(COMPILE)' | cmp -s - $@ || echo '$(COMPILE)' > $@
+.PHONY: FORCE
 
 # A test program of one file: unit tests, and by name any selftests/DIR/NAME.c as
 # $(O)/selftests/DIR/NAME, for the run.sh beside it.
 $(O)/unit/%: $(O)/obj/selftests/unit/%.o $(archive)
 	@mkdir -p $(@D)
-	$(LINK) -o $@ $^ $(CMOCKA) $(LDLIBS)
+	$(call say,LD)$(LINK) -o $@ $^ $(CMOCKA) $(LDLIBS)
 
 $(O)/selftests/%: $(O)/obj/selftests/%.o $(archive)
 	@mkdir -p $(@D)
-	$(LINK) -o $@ $^ $(CMOCKA) $(LDLIBS)
+	$(call say,LD)$(LINK) -o $@ $^ $(CMOCKA) $(LDLIBS)
 
 $(O)/targets/%: $(O)/obj/selftests/fuzz/%.o $(archive)
 	@mkdir -p $(@D)
-	$(LINK) -fsanitize=fuzzer -o $@ $^ $(LDLIBS)
+	$(call say,LD)$(LINK) -fsanitize=fuzzer -o $@ $^ $(LDLIBS)
 
 -include $(shell find $(O)/obj -name '*.d' 2>/dev/null)
 
@@ -95,7 +107,7 @@ $(O)/targets/%: $(O)/obj/selftests/fuzz/%.o $(archive)
 .PHONY: unit unit-programs
 unit-programs: $(unit_tests)
 unit: $(unit_tests)
-	python3 scripts/tap.py run $(unit_tests)
+	@python3 scripts/tap.py run $(unit_tests)
 
 .PHONY: asan tsan
 asan:
@@ -110,7 +122,7 @@ fuzz:
 	$(MAKE) O=$(O)/fuzz CC=$(CLANG) SANITIZE=fuzzer-no-link,address,undefined fuzz-run
 fuzz-programs: $(fuzzers)
 fuzz-run: $(fuzzers)
-	scripts/fuzz $(FUZZ_SECONDS) $(O)/found $(fuzzers)
+	@scripts/fuzz $(FUZZ_SECONDS) $(O)/found $(fuzzers)
 
 .PHONY: layers tidy model
 layers:

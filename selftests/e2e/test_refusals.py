@@ -269,8 +269,8 @@ def discard_data(lab):
 
 @test()
 def own_memfd_on_a_new_qemu(lab):
-    check_source_refused(lab, lab.boot(memory="own-memfd", binary=other_qemu("10.0")), "memory-backend-memfd",
-                         "memory-backend-file")
+    guest = lab.boot(memory="own-memfd", binary=other_qemu("10.0"))
+    check_source_refused(lab, guest, "memory-backend-memfd", "memory-backend-file")
 
 
 @test()

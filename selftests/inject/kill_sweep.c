@@ -301,22 +301,23 @@ static int guest_runs(void)
 /* Finds and closes what a dead tracer left. Return: 0, or -EMFILE for more than one. */
 static int clean_up_uffds(void)
 {
+	struct ferry_error err = { 0 };
 	struct ferry_inject *inj;
 	int fds[8], n, rc = 0;
 
 	n = ferry_inject_find_fds(qemu.pid, UFFD_LINK, fds, 8);
 	if (n == 0)
 		return 0;
-	if (n != 1)
-		return -EMFILE;
-	rc = ferry_inject_open(qemu.pid, &inj, NULL);
-	if (rc)
-		return rc;
-	rc = ferry_inject_close_fd(inj, fds[0], NULL);
-	ferry_inject_close(inj);
-	if (!rc && ferry_inject_find_fds(qemu.pid, UFFD_LINK, fds, 8))
-		rc = -EMFILE;
-	return rc;
+	if (n == 1)
+		rc = ferry_inject_open(qemu.pid, &inj, &err);
+	if (n == 1 && !rc) {
+		rc = ferry_inject_close_fd(inj, fds[0], &err);
+		ferry_inject_close(inj);
+	}
+	if (!rc && !ferry_inject_find_fds(qemu.pid, UFFD_LINK, fds, 8))
+		return 0;
+	snprintf(why, sizeof(why), "%d userfaultfds left over %s", n, err.text);
+	return rc ? rc : -EMFILE;
 }
 
 static int check_qemu(struct victim *v)
@@ -338,11 +339,7 @@ static int check_qemu(struct victim *v)
 		return -ETIMEDOUT;
 	}
 	/* After QMP answered: by then the main thread has finished what it was left with. */
-	if (clean_up_uffds()) {
-		snprintf(why, sizeof(why), "userfaultfds left over");
-		return -EMFILE;
-	}
-	return 0;
+	return clean_up_uffds();
 }
 
 static int inject_uffd(const struct victim *v)

@@ -449,6 +449,32 @@ static void run_tells_certain_from_unknown(void **state)
 	}
 }
 
+/* A destination that runs before its time is a second owner: it is ended. */
+static void a_destination_that_starts_by_itself_is_killed(void **state)
+{
+	static const struct answer early[] = {
+		{ "migrate-incoming", "{}" },
+		{ "\"query-migrate\"", "{\"status\":\"completed\"}" },
+		{ NULL, NULL },
+	};
+	const uint8_t blob[16] = { 0 };
+	struct ferry_error err = { 0 };
+	struct ferry_guest *guest;
+	struct fake f;
+	int status;
+
+	(void)state;
+	fake_start(&f, early);
+	guest = fake_open(&f, FERRY_GUEST_DESTINATION);
+	assert_true(guest->ops->load(guest, blob, sizeof(blob), &err) < 0);
+	assert_int_equal(waitpid(f.pid, &status, WNOHANG), f.pid);
+	assert_true(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL);
+	assert_int_equal(guest->ops->undo(guest, false, &err), 0);
+	guest->ops->close(guest);
+	f.pid = 0x7ffffff0;
+	fake_stop(&f);
+}
+
 /* Undo texts are our own, but may be damaged: refused, never crashed on. */
 static void a_damaged_undo_text_is_refused(void **state)
 {
@@ -524,6 +550,7 @@ int main(void)
 		cmocka_unit_test(a_stranger_is_refused_by_name),
 		cmocka_unit_test(direct_io_is_named),
 		cmocka_unit_test(run_tells_certain_from_unknown),
+		cmocka_unit_test(a_destination_that_starts_by_itself_is_killed),
 		cmocka_unit_test(a_damaged_undo_text_is_refused),
 		cmocka_unit_test(undo_of_a_gone_qemu_is_done),
 		cmocka_unit_test(an_old_qemu_is_refused),

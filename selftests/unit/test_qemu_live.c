@@ -13,9 +13,11 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/userfaultfd.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
@@ -320,6 +322,50 @@ static void all_kinds_of_memory_are_found(void **state)
 	close(memfd);
 }
 
+/* Pieces of one mapping (here: a half registered with userfaultfd) are one block. */
+static void several_blocks_and_pieces_are_found(void **state)
+{
+	char dimm[192];
+	const struct how how = { .extra = { "-m", "16,slots=2,maxmem=1G", "-object", dimm, "-device",
+					    "pc-dimm,memdev=a1" } };
+	struct uffdio_api api = { .api = UFFD_API };
+	struct uffdio_register reg = { .mode = UFFDIO_REGISTER_MODE_MISSING };
+	struct ferry_error err = { 0 };
+	struct ferry_guest *guest;
+	struct ferry_ram ram, again;
+	struct vm vm;
+	int uffd;
+
+	(void)state;
+	snprintf(dimm, sizeof(dimm), "memory-backend-file,id=a1,size=128M,share=on,mem-path="
+		 "/dev/shm/ferry-test-dimm-%d", getpid());
+	vm_start(&vm, &how);
+	ferry_ram_init(&ram);
+	ferry_ram_init(&again);
+	guest = open_guest(&vm, FERRY_GUEST_SOURCE, NULL, NULL, -1);
+	OK(guest->ops->check(guest, &err));
+	OK(guest->ops->describe(guest, &ram, &err));
+	assert_int_equal(ram.count, 2);
+	assert_string_equal(ram.blocks[0].name, "a1");
+	assert_string_equal(ram.blocks[1].name, "m");
+	OK(guest->ops->userfaultfd(guest, &uffd, &err));
+	assert_int_equal(ioctl(uffd, UFFDIO_API, &api), 0);
+	reg.range.start = ram.blocks[0].vmm_addr + (32 << 20);
+	reg.range.len = 64 << 20;
+	assert_int_equal(ioctl(uffd, UFFDIO_REGISTER, &reg), 0);
+	OK(guest->ops->check(guest, &err));
+	OK(guest->ops->describe(guest, &again, &err));
+	assert_int_equal(again.count, 2);
+	assert_int_equal(again.blocks[0].vmm_addr, ram.blocks[0].vmm_addr);
+	assert_int_equal(again.blocks[0].size_bytes, 128 << 20);
+	close(uffd);
+	ferry_ram_free(&ram);
+	ferry_ram_free(&again);
+	guest->ops->close(guest);
+	vm_stop(&vm);
+	unlink(strstr(dimm, "/dev/shm/"));
+}
+
 static void state_moves_and_the_guest_runs(void **state)
 {
 	struct ferry_error err = { 0 };
@@ -365,6 +411,37 @@ static void state_moves_and_the_guest_runs(void **state)
 	assert_put_back(&a);
 	OK(from->ops->quit(from, &err));
 	assert_true(ended(a.pid));
+	free(blob);
+	from->ops->close(from);
+	to->ops->close(to);
+	vm_stop(&a);
+	vm_stop(&b);
+}
+
+/* With this option a stopped guest's stream says nothing of "stopped". */
+static void a_stopped_guest_never_starts_by_itself(void **state)
+{
+	struct how how = { .extra = { "-global", "migration.store-global-state=off" } };
+	struct ferry_error err = { 0 };
+	struct ferry_guest *from, *to;
+	uint8_t *blob;
+	struct vm a, b;
+	size_t bytes;
+
+	(void)state;
+	vm_start(&a, &how);
+	how.incoming = true;
+	vm_start(&b, &how);
+	from = open_guest(&a, FERRY_GUEST_SOURCE, NULL, NULL, -1);
+	to = open_guest(&b, FERRY_GUEST_DESTINATION, NULL, NULL, -1);
+	OK(from->ops->prepare(from, &err));
+	OK(to->ops->prepare(to, &err));
+	OK(from->ops->pause(from, &err));
+	OK(from->ops->save(from, STATE_MAX, &blob, &bytes, &err));
+	copy_ram(&a, &b);
+	OK(to->ops->load(to, blob, bytes, &err));
+	assert_int_equal(to->ops->running(to, &err), 0);
+	assert_status(&b, "paused");
 	free(blob);
 	from->ops->close(from);
 	to->ops->close(to);
@@ -792,6 +869,8 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(refusals),
 		cmocka_unit_test(all_kinds_of_memory_are_found),
+		cmocka_unit_test(several_blocks_and_pieces_are_found),
+		cmocka_unit_test(a_stopped_guest_never_starts_by_itself),
 		cmocka_unit_test(state_moves_and_the_guest_runs),
 		cmocka_unit_test(source_undo_at_every_step),
 		cmocka_unit_test(strays_are_turned_off_and_come_back),

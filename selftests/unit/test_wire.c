@@ -40,9 +40,10 @@ static void hello_round_trip(void **state)
 	(void)state;
 	ferry_wire_hello_encode(&good_hello, buf);
 	assert_memory_equal(buf, want, sizeof(want));
-	memset(&back, 0, sizeof(back));
 	assert_int_equal(ferry_wire_hello_decode(&back, buf), 0);
-	assert_memory_equal(&back, &good_hello, sizeof(back));
+	memset(buf, 0xee, sizeof(buf));
+	ferry_wire_hello_encode(&back, buf);
+	assert_memory_equal(buf, want, sizeof(want));
 	assert_int_equal(ferry_wire_hello_check(&back), 0);
 }
 
@@ -354,10 +355,14 @@ static void packet_errors(void **state)
 	ferry_wire_packet_encode(&good, buf);
 	assert_memory_equal(buf, "FRMP\0\0\2\0\7\0\0\0", 12);
 	assert_int_equal(ferry_wire_packet_decode(&back, buf), 0);
-	assert_memory_equal(&back, &good, sizeof(good));
+	assert_int_equal(back.extents, 2);
+	assert_int_equal(back.round, 7);
+	assert_int_equal(back.data_bytes, 0);
+	assert_int_equal(back.sequence, 1ull << 40);
 	ferry_wire_packet_encode(&sync, buf);
 	assert_int_equal(ferry_wire_packet_decode(&back, buf), 0);
-	assert_memory_equal(&back, &sync, sizeof(sync));
+	assert_int_equal(back.flags, FERRY_WIRE_PACKET_SYNC);
+	assert_int_equal(back.sequence, 3);
 	buf[13] = 0x10; /* SYNC with data */
 	assert_int_equal(ferry_wire_packet_decode(&back, buf), -EPROTO);
 	for (i = 0; i < COUNT(pokes); i++) {

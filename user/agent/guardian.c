@@ -47,6 +47,7 @@ struct guardian {
 	int worker_fd; /* pidfd */
 	unsigned int workers;
 	bool done; /* the worker has said its last word */
+	char death[48]; /* how it ended otherwise */
 	int exit_code;
 	struct ferry_worker_held held[FERRY_WORKER_MAX_HELD];
 	unsigned int held_count;
@@ -196,7 +197,8 @@ static int guardian_clean_up(struct guardian *g, struct ferry_record *record)
 	job.record = *record;
 	job.stats = record->stats;
 	job.held_guest_fd = guardian_held(g, "guest");
-	ferry_error_set(&out.error, ECHILD, "the worker process died");
+	ferry_error_set(&out.error, ECHILD, "the worker process %s",
+			g->death[0] ? g->death : "died");
 	job.record.phase = FERRY_PHASE_ABORTED;
 	job.record.state = FERRY_STATE_FAILED;
 	snprintf(job.record.error, sizeof(job.record.error), "%s", out.error.text);
@@ -229,7 +231,8 @@ static bool guardian_take_over(struct guardian *g)
 		g->exit_code = 3;
 		return true;
 	}
-	ferry_log_warn("the worker of %s died in phase %s", g->id, ferry_phase_name(record.phase));
+	ferry_log_warn("the worker of %s %s in phase %s", g->id, g->death[0] ? g->death : "died",
+		       ferry_phase_name(record.phase));
 	if (record.phase == FERRY_PHASE_OPEN) {
 		bool tell = record.role == FERRY_ROLE_SOURCE && record.disturbed_peer;
 
@@ -260,6 +263,22 @@ static void guardian_take_signal(struct guardian *g)
 		kill(g->worker, SIGTERM);
 }
 
+/* How the worker ended; one that is not our child (adopted) leaves no status. */
+static void guardian_reap(struct guardian *g)
+{
+	int status;
+
+	snprintf(g->death, sizeof(g->death), "died");
+	if (waitpid(g->worker, &status, WNOHANG) != g->worker)
+		return;
+	if (WIFSIGNALED(status))
+		snprintf(g->death, sizeof(g->death), "was killed by signal %d (%s)",
+			 WTERMSIG(status), sigabbrev_np(WTERMSIG(status)));
+	else
+		snprintf(g->death, sizeof(g->death), "ended with status %d",
+			 WEXITSTATUS(status));
+}
+
 /* Until a worker has said its last word, or none can be started. */
 static int guardian_loop(struct guardian *g)
 {
@@ -284,7 +303,7 @@ static int guardian_loop(struct guardian *g)
 		}
 		while (g->sock >= 0 && guardian_listen(g))
 			;
-		waitpid(g->worker, NULL, WNOHANG);
+		guardian_reap(g);
 		ferry_io_close(&g->sock);
 		ferry_io_close(&g->worker_fd);
 		if (g->done || guardian_take_over(g))

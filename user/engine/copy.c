@@ -67,6 +67,7 @@ int ferry_copy_init(struct ferry_copy *copy, struct ferry_job *job, struct ferry
 	copy->guest = guest;
 	copy->ram = ram;
 	copy->uffd = -1;
+	copy->round = 1; /* the multifd pools count from 1; 0 means none done yet */
 	ferry_rate_init(&copy->rate, job->options.max_bandwidth);
 	ferry_converge_init(&copy->converge);
 	r = ferry_bitmap_init(&copy->pending, ram);
@@ -299,7 +300,7 @@ static int copy_end_round(struct ferry_copy *copy, uint64_t before_bytes, uint64
 	ferry_converge_sent(&copy->converge, now.sent_bytes - before_bytes,
 			    ferry_clock_ns() - began_ns);
 	pthread_mutex_lock(&copy->job->lock);
-	copy->job->stats.rounds = copy->round;
+	copy->job->stats.rounds = copy->round - 1;
 	pthread_mutex_unlock(&copy->job->lock);
 	return 0;
 }

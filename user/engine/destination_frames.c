@@ -151,7 +151,7 @@ static int on_flush(struct ferry_destination *d, const uint8_t *body, uint32_t l
 		return r;
 	ferry_multifd_recv_stats(d->pool, &stats);
 	pthread_mutex_lock(&d->job->lock);
-	d->job->stats.rounds = round + 1;
+	d->job->stats.rounds = round;
 	d->job->stats.sent_bytes = stats.received_bytes;
 	d->job->stats.normal_pages = stats.normal_pages;
 	d->job->stats.zero_pages = stats.zero_pages;

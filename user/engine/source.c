@@ -302,7 +302,7 @@ static int source_flush(struct source *s, struct ferry_error *err)
 	int r = ferry_copy_flush(&s->copy, err);
 
 	pthread_mutex_lock(&s->job->lock);
-	s->job->stats.rounds = s->copy.round;
+	s->job->stats.rounds = s->copy.round - 1;
 	pthread_mutex_unlock(&s->job->lock);
 	return r;
 }

@@ -205,6 +205,8 @@ static int open_filled(struct ferry_qemu *q, const struct ferry_guest_open_param
 		}
 	}
 	r = open_connection(q, params, err);
+	if (r == -ESRCH && params->undo)
+		return 0; /* it ended just now */
 	if (r)
 		return r;
 	if (!params->undo)
@@ -214,8 +216,8 @@ static int open_filled(struct ferry_qemu *q, const struct ferry_guest_open_param
 				    "to put back and still runs; end one of them",
 				    q->guest.path, (int)q->guest.pid,
 				    (int)ferry_json_uint(q->undo, "pid", 0));
-	if (!r && q->host && q->host->hold)
-		r = q->host->hold(q->host->ctx, "guest", ferry_qmp_fd(q->qmp), err);
+	if (!r && q->host.hold)
+		r = q->host.hold(q->host.ctx, "guest", ferry_qmp_fd(q->qmp), err);
 	return r;
 }
 
@@ -238,7 +240,8 @@ static int qemu_open(const struct ferry_guest_open_params *params, struct ferry_
 		return ferry_error_set(err, ENOMEM, "opening %s: no memory", params->spec);
 	q->guest.ops = &ferry_guest_qemu;
 	strcpy(q->guest.path, path);
-	q->host = params->host;
+	if (params->host)
+		q->host = *params->host;
 	q->role = params->role;
 	q->timeout_ms = params->timeout_ms;
 	q->pidfd = -1;

@@ -10,7 +10,7 @@
 /* Private to the QEMU driver: what its files share. The design note is in qemu.c. */
 struct ferry_qemu {
 	struct ferry_guest guest;
-	const struct ferry_guest_host *host;
+	struct ferry_guest_host host; /* all zero: nobody keeps a journal */
 	enum ferry_guest_role role;
 	unsigned int timeout_ms;
 	struct ferry_qmp *qmp;	/* NULL when the VMM of the undo text is gone */

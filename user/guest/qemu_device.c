@@ -12,7 +12,7 @@
 static const char *const pinning_types[] = { "vfio-", "vhost-scsi", "vhost-vdpa" };
 static const char *const pinning_links[] = {
 	"/dev/vfio/", "anon_inode:[vfio", "anon_inode:vfio", "/dev/vhost-vdpa", "/dev/vhost-scsi",
-	"/dev/iommu", "/dev/infiniband/", "/dmabuf:",
+	"/dev/iommu", "/dev/infiniband/", "/dev/udmabuf",
 };
 
 static bool starts_with_any(const char *text, const char *const *list, size_t n)

@@ -78,7 +78,8 @@ int ferry_qemu_journal_parse(struct ferry_qemu *q, const char *text, struct ferr
 
 int ferry_qemu_journal(struct ferry_qemu *q, struct ferry_error *err)
 {
-	const char *text = json_object_to_json_string_ext(q->undo, JSON_C_TO_STRING_PLAIN);
+	const char *text = json_object_to_json_string_ext(
+		q->undo, JSON_C_TO_STRING_PLAIN | JSON_C_TO_STRING_NOSLASHESCAPE);
 	char *copy;
 	int r;
 
@@ -88,7 +89,7 @@ int ferry_qemu_journal(struct ferry_qemu *q, struct ferry_error *err)
 		free(copy);
 		return 0;
 	}
-	r = q->host && q->host->journal ? q->host->journal(q->host->ctx, copy, err) : 0;
+	r = q->host.journal ? q->host.journal(q->host.ctx, copy, err) : 0;
 	if (r) {
 		free(copy);
 		return r;

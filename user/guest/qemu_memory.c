@@ -356,6 +356,7 @@ static int find_one(struct ferry_qemu *q, struct json_object *memdev, struct fer
 {
 	const char *id = ferry_json_string(memdev, "id");
 	struct json_object *off;
+	struct ferry_error why;
 	int fd, r;
 
 	memset(m, 0, sizeof(*m));
@@ -367,13 +368,13 @@ static int find_one(struct ferry_qemu *q, struct json_object *memdev, struct fer
 	r = check_backend(q, m, ferry_json_bool(memdev, "share", false), err);
 	if (r)
 		return r;
-	r = get_property(q, id, "offset", &off, NULL); /* from QEMU 8.1 on */
+	r = get_property(q, id, "offset", &off, &why); /* from QEMU 8.1 on */
 	if (!r) {
 		if (json_object_is_type(off, json_type_int) && json_object_get_int64(off) > 0)
 			m->fd_off_bytes = (uint64_t)json_object_get_int64(off);
 		json_object_put(off);
 	} else if (r != -EREMOTEIO) {
-		return ferry_error_set(err, -r, "reading offset of guest RAM '%s' failed", id);
+		return ferry_error_set(err, -r, "offset of guest RAM '%s': %s", id, why.text);
 	}
 	r = find_mapping(q, m, err);
 	if (r)

@@ -284,10 +284,8 @@ static int assert_stopped(struct ferry_qemu *q, struct ferry_error *err)
 	bool running;
 	int r = ferry_qemu_status(q, status, &running, err);
 
-	if (r)
+	if (r || !running)
 		return r;
-	if (!running && strcmp(status, "inmigrate"))
-		return 0;
 	r = ferry_qemu_kill(q, err);
 	if (r)
 		return r;
@@ -300,7 +298,7 @@ int ferry_qemu_load(struct ferry_guest *guest, const uint8_t *state, size_t byte
 		    struct ferry_error *err)
 {
 	struct ferry_qemu *q = ferry_qemu_of(guest);
-	int fd, written, r;
+	int fd, written, stopped, r;
 
 	/* While it waits for a migration this only clears "start when it has arrived". */
 	r = ferry_qemu_command(q, "stop", NULL, -1, NULL, err);
@@ -317,8 +315,8 @@ int ferry_qemu_load(struct ferry_guest *guest, const uint8_t *state, size_t byte
 	shutdown(fd, SHUT_WR);
 	r = load_verdict(q, written, err);
 	close(fd);
-	if (!r)
-		r = assert_stopped(q, err);
-	q->loaded = !r;
-	return r;
+	/* Also after a failed load nobody may run; a QEMU that has gone does not. */
+	stopped = assert_stopped(q, r ? NULL : err);
+	q->loaded = !r && !stopped;
+	return r ? r : stopped;
 }

@@ -11,6 +11,9 @@
 #include "guest/json.h"
 #include "guest/qemu.h"
 
+/* A blocked guest CPU keeps QEMU from ending by itself; this long it may try. */
+#define QUIT_WAIT_MS 3000u
+
 struct undo_step {
 	const char *what;
 	int (*run)(struct ferry_qemu *q, struct ferry_error *err);
@@ -69,23 +72,43 @@ static void run_step(struct ferry_qemu *q, const struct undo_step *step, int *fi
 }
 
 /*
- * Does the destination hold device state, or began to load it? One that does not
- * answer does: only a loaded guest can block QEMU on its memory. A QEMU that was
+ * Does the destination hold device state, or began to load it? A QEMU that was
  * never prepared is none of our business, whatever runs in it.
+ *
+ * Return: 1, 0, or why it does not answer.
  */
-static bool holds_state(struct ferry_qemu *q)
+static int holds_state(struct ferry_qemu *q)
 {
 	char status[FERRY_QEMU_STATUS_MAX];
-	struct ferry_error err;
 	bool running;
+	int r;
 
 	if (!ferry_json_get(q->undo, "capabilities", json_type_object))
-		return false;
-	if (ferry_qemu_status(q, status, &running, &err) || strcmp(status, "inmigrate"))
-		return true;
-	if (ferry_qemu_migration(q, status, NULL, &err))
-		return true;
+		return 0;
+	r = ferry_qemu_status(q, status, &running, NULL);
+	if (r)
+		return r;
+	if (strcmp(status, "inmigrate"))
+		return 1;
+	r = ferry_qemu_migration(q, status, NULL, NULL);
+	if (r)
+		return r;
 	return strcmp(status, "none") && strcmp(status, "failed");
+}
+
+/*
+ * End a destination whose guest must never run. One that does not answer is
+ * loaded: only a guest that waits for memory can block QEMU so. It has nothing to
+ * flush, so it is not asked twice.
+ */
+static int end_destination(struct ferry_qemu *q, int holds, struct ferry_error *err)
+{
+	if (holds < 0)
+		ferry_log_warn("QEMU (pid %d) does not answer; killing it", (int)q->guest.pid);
+	else if (!ferry_qemu_command(q, "quit", NULL, -1, NULL, NULL) &&
+		 ferry_qemu_gone(q, QUIT_WAIT_MS))
+		return 0;
+	return ferry_qemu_kill(q, err);
 }
 
 /* All is back: another undo() has nothing left to do, except to resume if that was not asked. */
@@ -108,8 +131,12 @@ int ferry_qemu_undo(struct ferry_guest *guest, bool resume, struct ferry_error *
 
 	if (ferry_qemu_gone(q, 0))
 		return 0;
-	if (!source && !resume && holds_state(q))
-		return ferry_qemu_quit(guest, err);
+	if (!source && !resume) {
+		int holds = holds_state(q);
+
+		if (holds)
+			return end_destination(q, holds, err);
+	}
 	if (source)
 		run_step(q, &step_settle, &first, err);
 	if (source && resume)

@@ -337,7 +337,8 @@ static int qmp_send(struct ferry_qmp *qmp, const char *name, struct json_object 
 	if (arguments)
 		json_object_object_add(command, "arguments", arguments);
 	json_object_object_add(command, "id", json_object_new_string(id));
-	json = json_object_to_json_string_ext(command, JSON_C_TO_STRING_PLAIN);
+	json = json_object_to_json_string_ext(command, JSON_C_TO_STRING_PLAIN |
+					       JSON_C_TO_STRING_NOSLASHESCAPE);
 	len = json ? asprintf(&text, "%s\n", json) : -1;
 	json_object_put(command);
 	if (len < 0)

@@ -34,8 +34,8 @@ static_assert(offsetof(struct hello_bytes, reserved) == 48, "reserved");
 
 static const char *const status_texts[] = {
 	[FERRY_WIRE_STATUS_OK] = "accepted",
-	[FERRY_WIRE_STATUS_VERSION] = "no common protocol version, or a needed feature is missing; "
-				      "install the same release of ferry on both hosts",
+	[FERRY_WIRE_STATUS_VERSION] = ("no common protocol version, or a needed feature is missing; "
+				       "install the same release of ferry on both hosts"),
 	[FERRY_WIRE_STATUS_BUSY] = "another migration is being received there",
 	[FERRY_WIRE_STATUS_UUID] = "that migration is not known there",
 	[FERRY_WIRE_STATUS_EPOCH] = "a newer connection of this migration exists",
