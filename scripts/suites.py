@@ -16,6 +16,7 @@ import argparse
 import ctypes
 import glob
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -27,7 +28,8 @@ LOGS = 'build/check'
 TOTAL_SECONDS = 24.5 * 60
 LONG_FACTOR = 6
 DEFAULT_TIMEOUT = 300
-SHOWN_LINES = 40
+SHOWN_LINES = 50     # of each failed test, and of the end of a log that shows none
+SHOWN_TESTS = 5
 MAKE = ['make', '--no-print-directory', '-j%d' % (os.cpu_count() or 1), 'WERROR=1']
 
 
@@ -150,10 +152,28 @@ def report(suite, results, seconds):
     path = os.path.join(LOGS, suite.name + '.log')
     if count[tap.FAILED] and os.path.exists(path):
         with open(path, errors='replace') as log:
-            lines = log.read().splitlines()
-        print('    the end of %s:' % path)
-        print(''.join('    | %s\n' % line for line in lines[-SHOWN_LINES:]), end='')
+            lines = excerpt(log.read().splitlines())
+        print('    from %s:' % path)
+        print(''.join('    | %s\n' % line for line in lines), end='')
     sys.stdout.flush()
+
+
+def excerpt(lines):
+    """What a log says about its first failed tests, or its end if it names none."""
+    shown, i, tests = [], 0, 0
+    while i < len(lines) and tests < SHOWN_TESTS:
+        if lines[i].startswith('not ok'):
+            tests += 1
+            end = i + 1
+            while end < len(lines) and not re.match(r'(not )?ok\b|1\.\.\d', lines[end]):
+                end += 1
+            shown += lines[i:min(end, i + SHOWN_LINES)]
+            if end - i > SHOWN_LINES:
+                shown.append('... %d more lines' % (end - i - SHOWN_LINES))
+            i = end
+        else:
+            i += 1
+    return shown or lines[-SHOWN_LINES:]
 
 
 def count_of(results):

@@ -65,7 +65,7 @@ struct qemu {
 
 static struct qemu qemu = { .qmp = -1 };
 static unsigned int tests, failures, kills;
-static char why[512];
+static char why[1024];
 
 static void result(int ok, const char *name)
 {
@@ -185,6 +185,8 @@ static int sweep_times(struct victim *v)
 
 	rc = run_tracer(v, -1, -1);
 	span_us = (long)((ferry_clock_ns() - start) / 1000) + 1;
+	if (check_victim(v, "none, us", span_us))
+		return -EIO;
 	for (i = 0; rc >= 0 && i < RANDOM_KILLS; i++) {
 		us = random() % span_us;
 		rc = run_tracer(v, -1, us);
@@ -316,7 +318,7 @@ static int clean_up_uffds(void)
 	}
 	if (!rc && !ferry_inject_find_fds(qemu.pid, UFFD_LINK, fds, 8))
 		return 0;
-	snprintf(why, sizeof(why), "%d userfaultfds left over %s", n, err.text);
+	snprintf(why, sizeof(why), "%d userfaultfds left over; %.200s", n, err.text);
 	return rc ? rc : -EMFILE;
 }
 

@@ -45,7 +45,8 @@ static void expect_same(const struct ferry_bitmap *map, bool model[BLOCKS][1000]
 }
 
 /* The runs cover exactly the model's bits, in order, maximal unless cut at @max_pages. */
-static void expect_runs(const struct ferry_bitmap *map, bool model[BLOCKS][1000], uint64_t max_pages)
+static void expect_runs(const struct ferry_bitmap *map, bool model[BLOCKS][1000],
+			uint64_t max_pages)
 {
 	struct ferry_bitmap_run run = { 0 };
 	unsigned int b = 0;

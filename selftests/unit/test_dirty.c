@@ -579,23 +579,30 @@ static void writes_are_lost_without_the_barrier(void **state)
 	assert_true(stale > 0);
 }
 
-/* A memory file on a tmpfs with huge=always; skips where that cannot be mounted. */
-static int huge_file(void)
+#define HUGE_DIR "/tmp/ferry-test-dirty-XXXXXX"
+
+static void huge_unmount(const char *dir)
 {
-	char dir[] = "/tmp/ferry-test-dirty-XXXXXX", path[80];
-	int fd = -1;
+	umount2(dir, MNT_DETACH);
+	rmdir(dir);
+}
+
+/* A memory file on a tmpfs with huge=always; skips where that cannot be mounted. */
+static int huge_file(char *dir)
+{
+	char path[80];
+	int fd;
 
 	assert_non_null(mkdtemp(dir));
-	snprintf(path, sizeof(path), "%s/mem", dir);
-	if (!mount("none", dir, "tmpfs", 0, "huge=always,size=64m")) {
-		fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
-		umount2(dir, MNT_DETACH);
-	}
-	rmdir(dir);
-	if (fd < 0) {
+	if (mount("none", dir, "tmpfs", 0, "size=64m,huge=always,mode=0700")) {
 		print_message("SKIP: cannot mount a tmpfs with huge=always: %s\n", strerror(errno));
+		rmdir(dir);
 		skip();
 	}
+	snprintf(path, sizeof(path), "%s/mem", dir);
+	fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+	if (fd < 0)
+		huge_unmount(dir);
 	return fd;
 }
 
@@ -611,7 +618,10 @@ static void huge_pages(void **state)
 	int prefilled;
 
 	for (prefilled = 0; prefilled < 2; prefilled++) {
-		target_start_on(&t, huge_file());
+		char dir[] = HUGE_DIR;
+
+		target_start_on(&t, huge_file(dir));
+		huge_unmount(dir);
 		if (prefilled)
 			tell(&t, CMD_WRITE, 0, PAGES, 0);
 		d = expect_start(&t, ops);
@@ -797,7 +807,8 @@ static void pretend_swap(bool on)
 	}
 	fd = mkstemp(path);
 	assert_true(fd >= 0);
-	assert_true(dprintf(fd, "Filename\tType\tSize\tUsed\tPriority\n/dev/vda2\tpartition\t1\t0\t-2\n") > 0);
+	assert_true(dprintf(fd, "Filename\tType\tSize\tUsed\tPriority\n"
+				"/dev/vda2\tpartition\t1\t0\t-2\n") > 0);
 	close(fd);
 	assert_int_equal(mount(path, "/proc/swaps", NULL, MS_BIND, NULL), 0);
 	unlink(path);
@@ -824,13 +835,17 @@ static void softdirty_refuses_swap(void **state)
 static void softdirty_refuses_huge_pages(void **state)
 {
 	const struct ferry_dirty_ops *ops = tracker(state);
+	char dir[] = HUGE_DIR;
 	struct target t;
 	int fd;
 
-	target_start_on(&t, huge_file());
+	target_start_on(&t, huge_file(dir));
 	assert_int_equal(ops->supported(&t.t, &t.err), -EOPNOTSUPP);
-	/* the mount is gone from every mount table, so all that is known is that */
-	assert_non_null(strstr(t.err.text, "huge pages"));
+	assert_non_null(strstr(t.err.text, "mounted with \"huge=always\""));
+	huge_unmount(dir);
+	/* gone from every mount table: when it cannot tell, it refuses */
+	assert_int_equal(ops->supported(&t.t, &t.err), -EOPNOTSUPP);
+	assert_non_null(strstr(t.err.text, "cannot be found"));
 	target_end(&t);
 
 	target_start(&t);

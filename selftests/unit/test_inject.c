@@ -244,6 +244,15 @@ static void test_resume_regs(void **state)
 	assert_int_equal(ferry_frame_resume_regs(&in, -1, &out), FERRY_FRAME_UNKNOWN);
 	assert_int_equal(ferry_frame_resume_regs(&in, 35, &out), FERRY_FRAME_OVER);
 	assert_int_equal(out.rax, 35);
+	assert_int_equal(out.rip, 0xffe);
+	/* Stopped again before the restart was made. */
+	in.rax = SYS_restart_syscall;
+	assert_int_equal(ferry_frame_resume_regs(&in, 35, &out), FERRY_FRAME_OVER);
+	assert_int_equal(out.rax, 35);
+	assert_int_equal(out.rip, 0x1000);
+	assert_int_equal(ferry_frame_resume_regs(&in, -1, &out), FERRY_FRAME_UNKNOWN);
+	assert_int_equal(ferry_frame_resume_regs(&in, 0, &out), FERRY_FRAME_EXACT);
+	assert_int_equal(out.rax, SYS_restart_syscall);
 	/* A call that returned, and a program that has -512 in rax by itself. */
 	in.rax = (unsigned long long)-EINTR;
 	assert_int_equal(ferry_frame_resume_regs(&in, -1, &out), FERRY_FRAME_EXACT);
@@ -724,16 +733,24 @@ static void test_unstoppable(void **state)
 	run_unstoppable(0, -ETIMEDOUT);
 }
 
+/* A test that fails half-way must not make the next ones fail. */
+static int no_probe(void **state)
+{
+	(void)state;
+	ferry_tracer_probe = NULL;
+	return 0;
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_resume_regs),
 		cmocka_unit_test(test_frame_layout),
 		cmocka_unit_test(test_transparent),
-		cmocka_unit_test(test_abandoned),
+		cmocka_unit_test_teardown(test_abandoned, no_probe),
 		cmocka_unit_test(test_stopped_group),
 		cmocka_unit_test(test_userfaultfd),
-		cmocka_unit_test(test_userfaultfd_unseen),
+		cmocka_unit_test_teardown(test_userfaultfd_unseen, no_probe),
 		cmocka_unit_test(test_madvise),
 		cmocka_unit_test(test_no_process),
 		cmocka_unit_test(test_exec),

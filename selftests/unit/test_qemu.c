@@ -29,6 +29,7 @@
 #include "base/io.h"
 #include "guest/guest.h"
 #include "guest/json.h"
+#include "guest/proc.h"
 
 #define RAM_BYTES (1u << 20)
 
@@ -90,6 +91,10 @@ static void fake_answer(const struct fake *f, int fd, const char *line,
 		reply = look_up(healthy, line);
 	if (!strcmp(reply, "DIE"))
 		raise(SIGKILL);
+	if (!strcmp(reply, "MUTE")) {
+		json_object_put(command);
+		return;
+	}
 	if (!strcmp(reply, "\"$RAM\""))
 		n = asprintf(&text, "{\"return\":\"%s\",\"id\":\"%s\"}\n", f->ram, id);
 	else if (reply[0] == '!')
@@ -182,11 +187,13 @@ static void fake_stop(struct fake *f)
 	rmdir(f->dir);
 }
 
-static struct ferry_guest *fake_open(const struct fake *f, enum ferry_guest_role role)
+static struct ferry_guest *fake_open_with(const struct fake *f, enum ferry_guest_role role,
+					  const char *undo, const pid_t *peer)
 {
 	char spec[128];
-	struct ferry_guest_open_params params = { .spec = spec, .role = role, .timeout_ms = 3000,
-						  .held_fd = -1 };
+	struct ferry_guest_open_params params = { .spec = spec, .role = role, .timeout_ms = 1000,
+						  .held_fd = -1, .undo = undo, .peers = peer,
+						  .n_peers = peer ? 1 : 0 };
 	struct ferry_error err = { 0 };
 	struct ferry_guest *guest;
 
@@ -194,6 +201,11 @@ static struct ferry_guest *fake_open(const struct fake *f, enum ferry_guest_role
 	if (ferry_guest_open(&params, &guest, &err))
 		fail_msg("open: %s", err.text);
 	return guest;
+}
+
+static struct ferry_guest *fake_open(const struct fake *f, enum ferry_guest_role role)
+{
+	return fake_open_with(f, role, NULL, NULL);
 }
 
 /* check() with these answers: that errno, and a text that holds @words. */
@@ -220,72 +232,74 @@ static void a_healthy_guest_passes(void **state)
 	check_says(&f, FERRY_GUEST_SOURCE, 0, NULL);
 }
 
+/* One answer that is not healthy, and what check() must say of it. */
+static const struct {
+	struct answer override;
+	int errnum;
+	const char *words;
+} refusals[] = {
+	{ { "query-status", "{\"status\":\"io-error\",\"running\":false}" }, EBUSY,
+	  "'io-error'; a disk failed" },
+	{ { "query-status", "{\"status\":\"guest-panicked\",\"running\":false}" }, EBUSY,
+	  "'guest-panicked'" },
+	{ { "query-status", "{\"status\":\"internal-error\",\"running\":false}" }, EBUSY,
+	  "'internal-error'" },
+	{ { "query-status", "{\"status\":\"postmigrate\",\"running\":false}" }, EBUSY,
+	  "it was migrated before" },
+	{ { "query-status", "{\"status\":\"inmigrate\",\"running\":false}" }, EBUSY,
+	  "it is a destination" },
+	{ { "query-status", "[]" }, EBUSY, "'unknown'" },
+	{ { "\"query-migrate\"", "{\"status\":\"active\"}" }, EBUSY, "under way ('active')" },
+	{ { "\"query-migrate\"", "{\"status\":\"cancelling\"}" }, EBUSY, "'cancelling'" },
+	{ { "\"query-migrate\"", "{\"blocked-reasons\":[\"vmdk cannot\"]}" }, EBUSY,
+	  "vmdk cannot" },
+	{ { "query-memdev", "[{\"id\":\"m\",\"size\":1048576,\"share\":false}]" },
+	  EOPNOTSUPP,
+	  "share=off); start QEMU with -object memory-backend-file,id=m,size=1M,share=on,"
+	  "mem-path=/dev/shm/NAME -machine memory-backend=m" },
+	{ { "query-memdev", "[]" }, ENOENT, "0 memory backends" },
+	{ { "query-memdev", "{}" }, ENOENT, "0 memory backends" },
+	{ { "query-memdev", "[{\"size\":1048576,\"share\":true}]" }, EINVAL, "id=NAME" },
+	{ { "query-memdev", "[{\"id\":\"m\",\"size\":2097152,\"share\":true}]" }, ENXIO,
+	  "is not mapped" },
+	{ { "\"property\":\"discard-data\"", "true" }, EOPNOTSUPP, "discard-data=on" },
+	{ { "\"property\":\"hugetlb\"", "true" }, EOPNOTSUPP, "hugetlb" },
+	{ { "\"property\":\"type\"", "\"memory-backend-epc\"" }, EOPNOTSUPP,
+	  "memory-backend-epc" },
+	{ { "\"property\":\"mem-path\"", "\"/dev/shm/not-there\"" }, ENXIO,
+	  "-qmp unix:PATH,server=on,wait=off" },
+	{ { "\"property\":\"offset\"", "4096" }, ENXIO, "is not mapped" },
+	{ { "qom-list", "[{\"name\":\"hd\",\"type\":\"child<vfio-pci>\"}]" }, EOPNOTSUPP,
+	  "device 'hd' (vfio-pci) pins" },
+	{ { "qom-list", "[{\"name\":\"s\",\"type\":\"child<vhost-scsi-pci>\"}]" },
+	  EOPNOTSUPP, "device 's' (vhost-scsi-pci)" },
+	{ { "qom-list", "[{\"name\":\"s\",\"type\":\"child<vhost-vdpa-device-pci>\"}]" },
+	  EOPNOTSUPP, "vhost-vdpa-device-pci" },
+	{ { "human-monitor-command", "\"n: type=vhost-vdpa,x\"" }, EOPNOTSUPP,
+	  "network backend of type vhost-vdpa" },
+	{ { "query-memory-devices", "[{\"type\":\"virtio-mem\",\"data\":{\"id\":\"vm0\","
+	    "\"size\":0,\"requested-size\":4096}}]" }, EBUSY, "'vm0' is being resized" },
+	{ { "query-named-block-nodes", "[{\"node-name\":\"n\",\"drv\":\"nvme\"}]" },
+	  EOPNOTSUPP, "block node 'n' (nvme)" },
+	{ { "query-named-block-nodes",
+	    "[{\"node-name\":\"n\",\"drv\":\"virtio-blk-vhost-vdpa\"}]" }, EOPNOTSUPP,
+	  "(virtio-blk-vhost-vdpa)" },
+	{ { "query-status", "!not now" }, EREMOTEIO, "not now" },
+	{ { "query-status", "DIE" }, ESRCH, "has gone" },
+	{ { "query-memory-devices", "DIE" }, ESRCH, "has gone" },
+};
+
 static void refusals_name_the_culprit(void **state)
 {
-	static const struct {
-		struct answer override;
-		int errnum;
-		const char *words;
-	} rows[] = {
-		{ { "query-status", "{\"status\":\"io-error\",\"running\":false}" }, EBUSY,
-		  "'io-error'; a disk failed" },
-		{ { "query-status", "{\"status\":\"guest-panicked\",\"running\":false}" }, EBUSY,
-		  "'guest-panicked'" },
-		{ { "query-status", "{\"status\":\"internal-error\",\"running\":false}" }, EBUSY,
-		  "'internal-error'" },
-		{ { "query-status", "{\"status\":\"postmigrate\",\"running\":false}" }, EBUSY,
-		  "it was migrated before" },
-		{ { "query-status", "{\"status\":\"inmigrate\",\"running\":false}" }, EBUSY,
-		  "it is a destination" },
-		{ { "query-status", "[]" }, EBUSY, "'unknown'" },
-		{ { "\"query-migrate\"", "{\"status\":\"active\"}" }, EBUSY, "under way ('active')" },
-		{ { "\"query-migrate\"", "{\"status\":\"cancelling\"}" }, EBUSY, "'cancelling'" },
-		{ { "\"query-migrate\"", "{\"blocked-reasons\":[\"vmdk cannot\"]}" }, EBUSY,
-		  "vmdk cannot" },
-		{ { "query-memdev", "[{\"id\":\"m\",\"size\":1048576,\"share\":false}]" },
-		  EOPNOTSUPP,
-		  "share=off); start QEMU with -object memory-backend-file,id=m,size=1M,share=on,"
-		  "mem-path=/dev/shm/NAME -machine memory-backend=m" },
-		{ { "query-memdev", "[]" }, ENOENT, "0 memory backends" },
-		{ { "query-memdev", "{}" }, ENOENT, "0 memory backends" },
-		{ { "query-memdev", "[{\"size\":1048576,\"share\":true}]" }, EINVAL, "id=NAME" },
-		{ { "query-memdev", "[{\"id\":\"m\",\"size\":2097152,\"share\":true}]" }, ENXIO,
-		  "is not mapped" },
-		{ { "\"property\":\"discard-data\"", "true" }, EOPNOTSUPP, "discard-data=on" },
-		{ { "\"property\":\"hugetlb\"", "true" }, EOPNOTSUPP, "hugetlb" },
-		{ { "\"property\":\"type\"", "\"memory-backend-epc\"" }, EOPNOTSUPP,
-		  "memory-backend-epc" },
-		{ { "\"property\":\"mem-path\"", "\"/dev/shm/not-there\"" }, ENXIO,
-		  "-qmp unix:PATH,server=on,wait=off" },
-		{ { "\"property\":\"offset\"", "4096" }, ENXIO, "is not mapped" },
-		{ { "qom-list", "[{\"name\":\"hd\",\"type\":\"child<vfio-pci>\"}]" }, EOPNOTSUPP,
-		  "device 'hd' (vfio-pci) pins" },
-		{ { "qom-list", "[{\"name\":\"s\",\"type\":\"child<vhost-scsi-pci>\"}]" },
-		  EOPNOTSUPP, "device 's' (vhost-scsi-pci)" },
-		{ { "qom-list", "[{\"name\":\"s\",\"type\":\"child<vhost-vdpa-device-pci>\"}]" },
-		  EOPNOTSUPP, "vhost-vdpa-device-pci" },
-		{ { "human-monitor-command", "\"n: type=vhost-vdpa,x\"" }, EOPNOTSUPP,
-		  "network backend of type vhost-vdpa" },
-		{ { "query-memory-devices", "[{\"type\":\"virtio-mem\",\"data\":{\"id\":\"vm0\","
-		    "\"size\":0,\"requested-size\":4096}}]" }, EBUSY, "'vm0' is being resized" },
-		{ { "query-named-block-nodes", "[{\"node-name\":\"n\",\"drv\":\"nvme\"}]" },
-		  EOPNOTSUPP, "block node 'n' (nvme)" },
-		{ { "query-named-block-nodes",
-		    "[{\"node-name\":\"n\",\"drv\":\"virtio-blk-vhost-vdpa\"}]" }, EOPNOTSUPP,
-		  "(virtio-blk-vhost-vdpa)" },
-		{ { "query-status", "!not now" }, EREMOTEIO, "not now" },
-		{ { "query-status", "DIE" }, ESRCH, "has gone" },
-		{ { "query-memory-devices", "DIE" }, ESRCH, "has gone" },
-	};
 	size_t i;
 
 	(void)state;
-	for (i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
-		struct answer overrides[] = { rows[i].override, { NULL, NULL } };
+	for (i = 0; i < sizeof(refusals) / sizeof(refusals[0]); i++) {
+		struct answer overrides[] = { refusals[i].override, { NULL, NULL } };
 		struct fake f;
 
 		fake_start(&f, overrides);
-		check_says(&f, FERRY_GUEST_SOURCE, -rows[i].errnum, rows[i].words);
+		check_says(&f, FERRY_GUEST_SOURCE, -refusals[i].errnum, refusals[i].words);
 	}
 }
 
@@ -307,17 +321,24 @@ static void memfd_backends_depend_on_the_version(void **state)
 	check_says(&f, FERRY_GUEST_SOURCE, -ENXIO, "'m' (memfd) is not mapped");
 }
 
-static void private_and_disk_files_are_refused(void **state)
+static void a_private_mapping_is_refused(void **state)
 {
-	struct statfs fs;
 	struct fake f;
 
 	(void)state;
 	fake_start_at(&f, NULL, "/dev/shm", MAP_PRIVATE);
 	check_says(&f, FERRY_GUEST_SOURCE, -EOPNOTSUPP, "maps it privately");
+}
+
+static void a_disk_file_is_refused(void **state)
+{
+	struct statfs fs;
+	struct fake f;
+
+	(void)state;
 	if (statfs("/var/tmp", &fs) || fs.f_type == TMPFS_MAGIC) {
-		print_message("SKIP: /var/tmp is no disk here; disk files not tested\n");
-		return;
+		print_message("SKIP: /var/tmp is no disk here\n");
+		skip();
 	}
 	fake_start_at(&f, NULL, "/var/tmp", MAP_SHARED);
 	check_says(&f, FERRY_GUEST_SOURCE, -EOPNOTSUPP, "a file on a disk");
@@ -351,6 +372,8 @@ static void a_destination_must_wait(void **state)
 static void a_stranger_is_refused_by_name(void **state)
 {
 	int pipe_fds[2];
+	struct ferry_error err = { 0 };
+	struct ferry_guest *guest;
 	struct fake f;
 	char words[64], c;
 	pid_t stranger;
@@ -369,6 +392,10 @@ static void a_stranger_is_refused_by_name(void **state)
 		_exit(0);
 	}
 	assert_int_equal(read(pipe_fds[0], &c, 1), 1);
+	/* Unless the caller knows it. */
+	guest = fake_open_with(&f, FERRY_GUEST_SOURCE, NULL, &stranger);
+	assert_int_equal(guest->ops->check(guest, &err), 0);
+	guest->ops->close(guest);
 	snprintf(words, sizeof(words), "pid %d (virtio-fake) maps guest RAM 'm'", stranger);
 	check_says(&f, FERRY_GUEST_SOURCE, -EBUSY, words);
 	kill(stranger, SIGKILL);
@@ -412,6 +439,31 @@ static void direct_io_is_named(void **state)
 		guest->ops->close(guest);
 		fake_stop(&f);
 	}
+}
+
+/* Behind a proxy the socket's maker is not QEMU: nothing is done to that process. */
+static void a_proxy_is_no_qemu(void **state)
+{
+	struct ferry_error err = { 0 };
+	struct ferry_guest *guest;
+	struct fake f;
+	int fd, uffd;
+
+	(void)state;
+	fake_start_at(&f, NULL, "/dev/shm", 0);
+	fd = open(f.ram, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+	assert_int_equal(ftruncate(fd, RAM_BYTES), 0);
+	guest = fake_open(&f, FERRY_GUEST_SOURCE);
+	assert_int_equal(guest->ops->check(guest, &err), -ENXIO);
+	assert_non_null(strstr(err.text, "give ferry one QEMU makes itself"));
+	assert_int_equal(guest->ops->prepare(guest, &err), -ENXIO);
+	assert_int_equal(guest->ops->userfaultfd(guest, &uffd, &err), -ENXIO);
+	assert_int_equal(guest->ops->quit(guest, &err), -EPERM);
+	assert_int_equal(guest->ops->undo(guest, true, &err), 0);
+	assert_int_equal(waitpid(f.pid, NULL, WNOHANG), 0);
+	guest->ops->close(guest);
+	close(fd);
+	fake_stop(&f);
 }
 
 /* run(): certain failures keep their errno, an unknown outcome is -EIO. */
@@ -459,6 +511,7 @@ static void a_destination_that_starts_by_itself_is_killed(void **state)
 	};
 	const uint8_t blob[16] = { 0 };
 	struct ferry_error err = { 0 };
+	struct ferry_ram ram;
 	struct ferry_guest *guest;
 	struct fake f;
 	int status;
@@ -466,10 +519,36 @@ static void a_destination_that_starts_by_itself_is_killed(void **state)
 	(void)state;
 	fake_start(&f, early);
 	guest = fake_open(&f, FERRY_GUEST_DESTINATION);
+	ferry_ram_init(&ram);
+	assert_int_equal(guest->ops->describe(guest, &ram, &err), 0);
+	ferry_ram_free(&ram);
 	assert_true(guest->ops->load(guest, blob, sizeof(blob), &err) < 0);
 	assert_int_equal(waitpid(f.pid, &status, WNOHANG), f.pid);
 	assert_true(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL);
 	assert_int_equal(guest->ops->undo(guest, false, &err), 0);
+	guest->ops->close(guest);
+	f.pid = 0x7ffffff0;
+	fake_stop(&f);
+}
+
+/* A loaded guest that waits for memory blocks QEMU: it is killed all the same. */
+static void a_mute_destination_is_ended(void **state)
+{
+	static const struct answer mute[] = { { "query-status", "MUTE" }, { NULL, NULL } };
+	struct ferry_error err = { 0 };
+	struct ferry_guest *guest;
+	char text[256];
+	struct fake f;
+	int status;
+
+	(void)state;
+	fake_start(&f, mute);
+	snprintf(text, sizeof(text), "{\"driver\":\"qmp\",\"version\":1,\"role\":\"destination\","
+		 "\"pid\":%d,\"start\":%llu,\"capabilities\":{}}", f.pid,
+		 (unsigned long long)ferry_proc_start(f.pid));
+	guest = fake_open_with(&f, FERRY_GUEST_DESTINATION, text, NULL);
+	assert_int_equal(guest->ops->undo(guest, false, &err), 0);
+	assert_int_equal(waitpid(f.pid, &status, WNOHANG), f.pid);
 	guest->ops->close(guest);
 	f.pid = 0x7ffffff0;
 	fake_stop(&f);
@@ -545,12 +624,15 @@ int main(void)
 		cmocka_unit_test(a_healthy_guest_passes),
 		cmocka_unit_test(refusals_name_the_culprit),
 		cmocka_unit_test(memfd_backends_depend_on_the_version),
-		cmocka_unit_test(private_and_disk_files_are_refused),
+		cmocka_unit_test(a_private_mapping_is_refused),
+		cmocka_unit_test(a_disk_file_is_refused),
 		cmocka_unit_test(a_destination_must_wait),
 		cmocka_unit_test(a_stranger_is_refused_by_name),
 		cmocka_unit_test(direct_io_is_named),
+		cmocka_unit_test(a_proxy_is_no_qemu),
 		cmocka_unit_test(run_tells_certain_from_unknown),
 		cmocka_unit_test(a_destination_that_starts_by_itself_is_killed),
+		cmocka_unit_test(a_mute_destination_is_ended),
 		cmocka_unit_test(a_damaged_undo_text_is_refused),
 		cmocka_unit_test(undo_of_a_gone_qemu_is_done),
 		cmocka_unit_test(an_old_qemu_is_refused),

@@ -246,13 +246,18 @@ static void punch_refuses(void **state)
 	ferry_ram_free(&ram);
 }
 
+struct busy_writer {
+	uint8_t *map;
+	int stop; /* atomic */
+};
+
 static void *write_on(void *arg)
 {
-	volatile uint8_t *map = *(uint8_t *volatile *)arg;
+	struct busy_writer *w = arg;
 
-	while (*(uint8_t *volatile *)arg) {
-		map[0] = 1;
-		map[3 * FERRY_PAGE_SIZE] = 1;
+	while (!__atomic_load_n(&w->stop, __ATOMIC_ACQUIRE)) {
+		__atomic_store_n(&w->map[0], 1, __ATOMIC_RELAXED);
+		__atomic_store_n(&w->map[3 * FERRY_PAGE_SIZE], 1, __ATOMIC_RELAXED);
 	}
 	return NULL;
 }
@@ -263,7 +268,7 @@ static void punch_sees_a_writer(void **state)
 	struct ferry_ram_block b = good_block("busy", 4);
 	uint64_t deadline = ferry_clock_in_ms(20000);
 	struct ferry_error err = { 0 };
-	uint8_t *volatile map;
+	struct busy_writer w = { 0 };
 	struct ferry_ram ram;
 	pthread_t writer;
 	int ret;
@@ -272,12 +277,12 @@ static void punch_sees_a_writer(void **state)
 	ferry_ram_init(&ram);
 	assert_int_equal(ferry_ram_add(&ram, &b, &err), 0);
 	assert_int_equal(ferry_ram_map(&ram, true, &err), 0);
-	map = ram.blocks[0].map;
-	assert_int_equal(pthread_create(&writer, NULL, write_on, (void *)&map), 0);
+	w.map = ram.blocks[0].map;
+	assert_int_equal(pthread_create(&writer, NULL, write_on, &w), 0);
 	do {
 		ret = ferry_ram_punch(&ram, &err);
 	} while (!ret && ferry_clock_ns() < deadline);
-	map = NULL;
+	__atomic_store_n(&w.stop, 1, __ATOMIC_RELEASE);
 	pthread_join(writer, NULL);
 	assert_int_equal(ret, -EBUSY);
 	assert_non_null(strstr(err.text, "RAM block busy"));

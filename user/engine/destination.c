@@ -375,8 +375,6 @@ static void destination_own(struct ferry_destination *d, struct ferry_outcome *o
 	out->exit_code = 0;
 	if (ferry_job_state(d->job) == FERRY_STATE_COMPLETED)
 		return;
-	if (d->job->record.phase != FERRY_PHASE_RAN && ferry_job_phase(d->job, FERRY_PHASE_RAN, &err))
-		ferry_log_warn("%s", err.text);
 	ferry_job_move(d->job, FERRY_STATE_COMPLETED, NULL);
 	if (!d->guest)
 		return;
@@ -410,14 +408,17 @@ static bool destination_take_error(struct ferry_destination *d, int r, struct fe
 		destination_fail(d, err, out);
 		return d->done;
 	}
-	if (phase == FERRY_PHASE_COMMIT_WAIT) {
-		if (r == -ECANCELED || r == -ECONNABORTED) {
+	if (phase == FERRY_PHASE_COMMIT_WAIT || phase == FERRY_PHASE_RUN_ACCEPTED) {
+		if (r == -EIO)
+			out->error = *err;
+		if (phase == FERRY_PHASE_COMMIT_WAIT && (r == -ECANCELED || r == -ECONNABORTED)) {
 			destination_fail(d, err, out);
 			return d->done;
 		}
 		if (r == -ETIMEDOUT && d->main_fd < 0) {
-			ferry_error_set(&out->error, ETIMEDOUT,
-					"the link to the source was lost before RUN came");
+			if (!out->error.text[0])
+				ferry_error_set(&out->error, ETIMEDOUT,
+						"the link to the source was lost before RUN came");
 			destination_advice(d, out);
 			return true;
 		}
@@ -444,8 +445,7 @@ static void destination_loop(struct ferry_destination *d, struct ferry_outcome *
 		struct ferry_error err = { 0 };
 		int r = destination_step(d, &err);
 
-		if (d->job->record.phase == FERRY_PHASE_RUN_ACCEPTED ||
-		    d->job->record.phase == FERRY_PHASE_RAN)
+		if (d->job->record.phase == FERRY_PHASE_RAN)
 			destination_own(d, out);
 		if (r && destination_take_error(d, r, &err, out))
 			break;
@@ -523,12 +523,11 @@ void ferry_destination_recover(struct ferry_job *job, struct ferry_outcome *out)
 	/* Accepted, and maybe started: starting it again is harmless. */
 	if (job->record.phase == FERRY_PHASE_RUN_ACCEPTED) {
 		job->committed = true;
-		if (d.guest && !job->record.guest_paused)
-			r = d.guest->ops->run(d.guest, &err);
-		if (r)
-			ferry_log_error("the guest is ours and could not be started: %s", err.text);
+		if (ferry_destination_start(&d, &err))
+			ferry_log_error("the guest was accepted here and cannot be started: %s",
+					err.text);
 	}
-	if (job->record.phase == FERRY_PHASE_RUN_ACCEPTED || job->record.phase == FERRY_PHASE_RAN)
+	if (job->record.phase == FERRY_PHASE_RAN)
 		destination_own(&d, out);
 	/* Decided already: only the source's question is left to answer. */
 	if (job->record.phase == FERRY_PHASE_REFUSED || job->record.phase == FERRY_PHASE_ABORTED) {

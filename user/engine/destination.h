@@ -60,9 +60,17 @@ void ferry_destination_set_pool(struct ferry_destination *d, struct ferry_multif
  * ferry_destination_accept_run() - RUN is valid: record it, start the guest, record what came
  *
  * Return: 0 the guest is owned here; -ECANCELED a cancel came first; -ECONNREFUSED it could not
- * be started, which is recorded; other -errno: nothing could be recorded.
+ * be started, which is recorded; -EIO it may or may not have run; other -errno: nothing could be
+ * recorded.
  */
 int ferry_destination_accept_run(struct ferry_destination *d, struct ferry_error *err);
+
+/**
+ * ferry_destination_start() - start an accepted guest, and record that before anybody is told
+ *
+ * Return: as ferry_guest_ops.run().
+ */
+int ferry_destination_start(struct ferry_destination *d, struct ferry_error *why);
 
 /** ferry_destination_give_up() - record that the guest never runs here and end its VMM. */
 int ferry_destination_give_up(struct ferry_destination *d, enum ferry_phase phase,

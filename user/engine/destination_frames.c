@@ -272,6 +272,26 @@ static int refuse(struct ferry_destination *d)
 	return ferry_destination_send(d, FERRY_WIRE_REFUSED, why, (uint32_t)strlen(why));
 }
 
+int ferry_destination_start(struct ferry_destination *d, struct ferry_error *why)
+{
+	struct ferry_error err = { 0 };
+	int r = 0;
+
+	if (!d->guest)
+		return ferry_error_set(why, ESRCH, "its VMM is gone");
+	if (!d->job->record.guest_paused)
+		r = d->guest->ops->run(d->guest, why);
+	ferry_fault_point("start", NULL);
+	if (r)
+		return r;
+	if (ferry_job_phase(d->job, FERRY_PHASE_RAN, &err)) {
+		/* RUN-ACCEPTED stands on disk; starting again is harmless. */
+		ferry_log_warn("%s", err.text);
+		d->job->record.phase = FERRY_PHASE_RAN;
+	}
+	return 0;
+}
+
 int ferry_destination_accept_run(struct ferry_destination *d, struct ferry_error *err)
 {
 	struct ferry_job *job = d->job;
@@ -284,22 +304,16 @@ int ferry_destination_accept_run(struct ferry_destination *d, struct ferry_error
 	if (r)
 		return r;
 	ferry_fault_point("run-accepted", NULL);
-	if (!d->guest)
-		r = ferry_error_set(&why, ESRCH, "its VMM is gone");
-	else if (!job->record.guest_paused)
-		r = d->guest->ops->run(d->guest, &why);
-	ferry_fault_point("start", NULL);
+	r = ferry_destination_start(d, &why);
 	if (!r)
 		return 0;
-	if (r == -EIO) {
-		/* It may have run: then it is ours, dead or alive. */
-		ferry_log_error("the guest was started here and its VMM is gone: %s", why.text);
-		return 0;
-	}
+	/* It may have run: not for us to say that it did not. A person looks. */
+	if (r == -EIO)
+		return ferry_error_set(err, EIO, "the guest may or may not have run here: %s",
+				       why.text);
 	ferry_error_prefix(&why, "the guest could not be started here");
-	if (ferry_destination_give_up(d, FERRY_PHASE_REFUSED, why.text, err))
-		return -EIO;
-	return ferry_error_set(err, ECONNREFUSED, "%s", why.text);
+	r = ferry_destination_give_up(d, FERRY_PHASE_REFUSED, why.text, err);
+	return r ? r : ferry_error_set(err, ECONNREFUSED, "%s", why.text);
 }
 
 static int on_run(struct ferry_destination *d, const uint8_t *body, uint32_t length,
@@ -308,7 +322,7 @@ static int on_run(struct ferry_destination *d, const uint8_t *body, uint32_t len
 	struct ferry_job *job = d->job;
 	uint64_t began_ns = ferry_clock_ns();
 	uint8_t ns[8];
-	int r;
+	int r = 0;
 
 	(void)body;
 	(void)length;
@@ -319,9 +333,12 @@ static int on_run(struct ferry_destination *d, const uint8_t *body, uint32_t len
 		r = ferry_destination_accept_run(d, err);
 		if (r == -ECONNREFUSED)
 			refuse(d);
-		if (r)
-			return r;
+	} else if (job->record.phase == FERRY_PHASE_RUN_ACCEPTED) {
+		/* An earlier start may have worked: failing now proves nothing, so no REFUSED. */
+		r = ferry_destination_start(d, err);
 	}
+	if (r)
+		return r;
 	ferry_wire_u64_encode(ferry_clock_ns() - began_ns, ns);
 	r = ferry_destination_send(d, FERRY_WIRE_RUNNING, ns, sizeof(ns));
 	ferry_fault_point("running-sent", NULL);
@@ -336,7 +353,9 @@ static int on_ask(struct ferry_destination *d, const uint8_t *body, uint32_t len
 	(void)body;
 	(void)length;
 	(void)err;
-	if (d->job->record.phase == FERRY_PHASE_COMMIT_WAIT)
+	/* Accepted and not known to run: the source may say RUN again, nothing else. */
+	if (d->job->record.phase == FERRY_PHASE_COMMIT_WAIT ||
+	    d->job->record.phase == FERRY_PHASE_RUN_ACCEPTED)
 		answer = FERRY_WIRE_ANSWER_WAITING;
 	if (d->job->record.phase == FERRY_PHASE_REFUSED ||
 	    d->job->record.phase == FERRY_PHASE_ABORTED)

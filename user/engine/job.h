@@ -83,7 +83,7 @@ struct ferry_outcome {
 	enum ferry_where where;
 	int exit_code; /* 0, 1 or 3 */
 	struct ferry_error error;
-	char advice[1024]; /* exit 3: the commands to type */
+	char advice[2048]; /* exit 3: the commands to type */
 };
 
 void ferry_job_init(struct ferry_job *job, const struct ferry_job_hooks *hooks);

@@ -167,7 +167,10 @@ static void settle_refused(struct ferry_settle *s, const struct ferry_error *why
 
 		settle_summary(s->job, &summary);
 		ferry_wire_summary_encode(&summary, body);
-		ferry_link_send(s->link, FERRY_WIRE_ACK, body, sizeof(body), NULL);
+		/* It closes first: a socket closed with unread bytes would destroy the ACK. */
+		if (!ferry_link_send(s->link, FERRY_WIRE_ACK, body, sizeof(body), NULL))
+			ferry_link_wait(s->link, FERRY_LINK_LOST,
+					ferry_clock_in_ms(SETTLE_GOODBYE_MS), NULL);
 	}
 }
 
@@ -186,8 +189,10 @@ static void settle_unknown(struct ferry_settle *s, const struct ferry_error *why
 		 "again:\n"
 		 "  ferry recover %s            (at the destination first, if its ferry has ended: "
 		 "ferry recover ITS-ID)\n"
-		 "Only if you are certain that the destination does not run it and never will:\n"
+		 "Only if you are certain that the destination never ran it and never will:\n"
 		 "  ferry resume %s --force-source\n"
+		 "(if it may have run there and that host is lost, its disks are newer than its memory "
+		 "here: start the guest afresh from its disks instead)\n"
 		 "Only if you are certain that it runs there, or force it there (ferry resume "
 		 "ITS-ID --force-destination at the destination), end the VMM here and forget it.",
 		 id, id);
@@ -213,8 +218,14 @@ static int settle_ask(struct ferry_settle *s, struct ferry_error *err)
 	int r = ferry_link_send(s->link, FERRY_WIRE_ASK, NULL, 0, err);
 
 	if (!r)
-		r = ferry_link_wait(s->link, FERRY_LINK_ANSWER, deadline_ns, err);
-	return r ? r : (int)ferry_link_answer(s->link);
+		r = ferry_link_wait(s->link, FERRY_LINK_ANSWER | FERRY_LINK_RUNNING, deadline_ns,
+				    err);
+	if (r)
+		return r;
+	/* RUNNING says more than an answer that was given before it. */
+	if (ferry_link_facts(s->link) & FERRY_LINK_RUNNING)
+		return FERRY_WIRE_ANSWER_RAN;
+	return (int)ferry_link_answer(s->link);
 }
 
 /* One attempt over the present link. Return: true when it is settled. */

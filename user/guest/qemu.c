@@ -7,8 +7,9 @@
  * /proc/PID tells what QMP does not (which file is the RAM, who else maps it).
  *
  * Who is QEMU? The process that made the socket (SO_PEERCRED), fixed by a pidfd.
- * That it really maps the RAM is verified by describe() and check(): a socket
- * made by libvirt and passed on names the wrong process.
+ * That it really maps the RAM is verified by check(), describe() and before
+ * anything is done to the process: behind a proxy it is the wrong one. (A socket
+ * passed to QEMU is fine: QEMU calls listen(2) again, which counts.)
  *
  * Undo text (host->journal), one JSON object, durable before what it undoes:
  *   {"driver":"qmp","version":1,"path":"/run/vm.qmp","role":"source",
@@ -82,6 +83,11 @@ int ferry_qemu_kill(struct ferry_qemu *q, struct ferry_error *err)
 {
 	if (ferry_qemu_gone(q, 0))
 		return 0;
+	/* prepare() verifies the pid, so an undo text that tells of it will do. */
+	if (!q->pid_checked && !ferry_json_get(q->undo, "capabilities", json_type_object))
+		return ferry_error_set(err, EPERM, "pid %d was not seen mapping guest RAM; it may "
+				       "not be QEMU, so it is not killed; end QEMU by hand",
+				       (int)q->guest.pid);
 	if (syscall(SYS_pidfd_send_signal, q->pidfd, SIGKILL, NULL, 0) && errno != ESRCH)
 		return ferry_error_set(err, errno, "killing QEMU (pid %d): %s; end it by hand",
 				       (int)q->guest.pid, strerror(errno));

@@ -94,6 +94,8 @@ struct ferry_qemu_memory {
 /** ferry_qemu_memory() - all RAM backends, each fit for migration. @list is freed by free(). */
 int ferry_qemu_memory(struct ferry_qemu *q, struct ferry_qemu_memory **list, unsigned int *count,
 		      struct ferry_error *err);
+/** ferry_qemu_verify() - be sure that our pid is QEMU's before anything is done to the process. */
+int ferry_qemu_verify(struct ferry_qemu *q, struct ferry_error *err);
 int ferry_qemu_describe(struct ferry_guest *guest, struct ferry_ram *ram,
 			struct ferry_error *err);
 

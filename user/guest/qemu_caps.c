@@ -122,6 +122,9 @@ static void plan_params(struct json_object *now, struct json_object *old, struct
 
 		if (!json_object_object_get_ex(now, name, &is))
 			continue;
+		/* An unset text is null in some versions; it comes back as "" when set. */
+		if (!is && wanted_params[i].text && !wanted_params[i].text[0])
+			continue;
 		want = wanted_params[i].text ? json_object_new_string(wanted_params[i].text) :
 					       json_object_new_int64(wanted_params[i].number);
 		if (json_object_equal(is, want)) {
@@ -181,6 +184,8 @@ int ferry_qemu_prepare(struct ferry_guest *guest, struct ferry_error *err)
 
 	/* undo() ends a prepared destination that is past `inmigrate`: never prepare such a one. */
 	r = q->role == FERRY_GUEST_DESTINATION ? ferry_qemu_inmigrate(q, err) : 0;
+	if (!r)
+		r = ferry_qemu_verify(q, err);
 	if (!r)
 		r = query_caps(q, &caps, err);
 	if (r)

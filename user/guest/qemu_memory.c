@@ -213,8 +213,8 @@ static int not_mapped(struct ferry_qemu *q, const struct ferry_qemu_memory *m,
 	ferry_proc_comm(q->guest.pid, comm);
 	return ferry_error_set(err, ENXIO,
 			       "guest RAM '%s' (%s) is not mapped by pid %d (%s), which made the "
-			       "QMP socket %s; when another program (libvirt?) made that socket "
-			       "for QEMU, give ferry one QEMU makes itself: -qmp "
+			       "QMP socket %s; when another program (libvirt, a proxy) made that "
+			       "socket, give ferry one QEMU makes itself: -qmp "
 			       "unix:PATH,server=on,wait=off", m->id,
 			       m->path[0] ? m->path : "memfd", (int)q->guest.pid, comm,
 			       q->guest.path);
@@ -413,9 +413,24 @@ int ferry_qemu_memory(struct ferry_qemu *q, struct ferry_qemu_memory **list, uns
 		free(all);
 		return r;
 	}
+	q->pid_checked = true; /* find_mapping() saw the RAM there */
 	*list = all;
 	*count = (unsigned int)n;
 	return 0;
+}
+
+int ferry_qemu_verify(struct ferry_qemu *q, struct ferry_error *err)
+{
+	struct ferry_qemu_memory *list;
+	unsigned int n;
+	int r;
+
+	if (q->pid_checked)
+		return 0;
+	r = ferry_qemu_memory(q, &list, &n, err);
+	if (!r)
+		free(list);
+	return r;
 }
 
 static int by_id(const void *a, const void *b)

@@ -141,7 +141,9 @@ int ferry_qemu_userfaultfd(struct ferry_guest *guest, int *uffd, struct ferry_er
 	if (dev < 0)
 		return ferry_error_set(err, errno, "opening " UFFD_DEVICE ": %s; it needs Linux 6.1 "
 				       "and the right to open it (root)", strerror(errno));
-	r = note_known(q, err);
+	r = ferry_qemu_verify(q, err);
+	if (!r)
+		r = note_known(q, err);
 	if (!r) {
 		r = make(q, dev, uffd, err);
 		args = json_object_new_object();

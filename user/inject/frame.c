@@ -86,6 +86,10 @@ enum ferry_frame_resume ferry_frame_resume_regs(const struct user_regs_struct *s
 	long long ret = (long long)stopped->rax;
 
 	*resume = *stopped;
+	if (restart_nr && ret == SYS_restart_syscall) {
+		resume->rax = (unsigned long long)(restart_nr > 0 ? restart_nr : ret);
+		return restart_nr > 0 ? FERRY_FRAME_OVER : FERRY_FRAME_UNKNOWN;
+	}
 	if (nr < 0)
 		return FERRY_FRAME_EXACT;
 	switch (-ret) {
@@ -96,7 +100,7 @@ enum ferry_frame_resume ferry_frame_resume_regs(const struct user_regs_struct *s
 		resume->rip -= SYSCALL_BYTES;
 		return FERRY_FRAME_EXACT;
 	case ERESTART_RESTARTBLOCK:
-		if (nr == SYS_restart_syscall && restart_nr >= 0)
+		if (nr == SYS_restart_syscall && restart_nr > 0)
 			nr = restart_nr;
 		resume->rax = (unsigned long long)nr;
 		resume->rip -= SYSCALL_BYTES;

@@ -31,7 +31,8 @@ enum ferry_frame_resume {
 /**
  * ferry_frame_resume_regs() - the registers with which a stopped thread goes on
  * @stopped: as PTRACE_GETREGS tells in an interrupt stop
- * @restart_nr: the call to repeat when @stopped is inside restart_syscall(2); -1: unknown
+ * @restart_nr: the call that restart_syscall(2) repeats when @stopped is inside it or about
+ *              to make it; -1: unknown; 0: it is not
  * @resume: out
  *
  * A call that the stop interrupted is set up to be made again, which the kernel

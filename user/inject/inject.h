@@ -12,6 +12,10 @@
  * stopped for a fraction of a millisecond per call. The tracer may be killed
  * at any instruction: the target goes on as if nothing had happened, at worst
  * with the call done and its result unseen.
+ *
+ * Each call is traced by a short-lived thread of ours: no other thread may wait
+ * for "any child" (waitpid(-1)) meanwhile, or it may take that thread's stops.
+ * Stops raise SIGCHLD. Call only what the target's seccomp filter allows.
  */
 struct ferry_inject;
 

@@ -44,7 +44,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ptrace.h>
-#include <sys/syscall.h>
 #include <sys/uio.h>
 #include <sys/user.h>
 #include <sys/wait.h>
@@ -52,6 +51,7 @@
 
 #include "base/clock.h"
 #include "inject/frame.h"
+#include "inject/place.h"
 #include "inject/tracer.h"
 
 /* How long an injected call may take; unmapping a terabyte takes seconds. */
@@ -69,8 +69,6 @@
 #define EFLAGS_TF 0x100ull
 #define EFLAGS_DF 0x400ull
 #define EFLAGS_AC 0x40000ull
-#define PAGE_BYTES 4096ull
-#define FRAME_PAGES_MAX (FERRY_FRAME_MAX / PAGE_BYTES + 2)
 /* Signals looked at in the queue of a thread. */
 #define SIGINFO_MAX 8
 /* SYS_SECCOMP of <asm-generic/siginfo.h>, which the C library does not show. */
@@ -86,24 +84,13 @@ struct rseq_configuration {
 	uint32_t pad;
 };
 
-/* struct rseq_cs of <linux/rseq.h>: a piece of code that is aborted when interrupted. */
-struct rseq_section {
-	uint32_t version;
-	uint32_t flags;
-	uint64_t start_ip;
-	uint64_t post_commit_offset;
-	uint64_t abort_ip;
-};
-
-/* Offset of rseq_cs in struct rseq. */
-#define RSEQ_CS_OFF 8
-
 struct session {
 	struct ferry_tracer_call *call;
 	struct ferry_error *err;
 	int rc;
 	int abandoned;
-	int seized;
+	int attached;
+	pid_t tracer_tid;
 	struct user_regs_struct old;
 	uint64_t sigmask;
 	uint8_t xstate[FERRY_FRAME_XSTATE_MAX] __attribute__((aligned(64)));
@@ -137,6 +124,15 @@ static int get_regs(struct session *s, struct user_regs_struct *regs)
 static int set_regs(struct session *s, const struct user_regs_struct *regs)
 {
 	return trace(s, PTRACE_SETREGS, 0, (uintptr_t)regs);
+}
+
+static int detach(struct session *s, int sig)
+{
+	int rc = trace(s, PTRACE_DETACH, 0, (uintptr_t)sig);
+
+	if (!rc)
+		s->attached = 0;
+	return rc;
 }
 
 /* Return: 0, -ESRCH when the thread has ended, -ETIMEDOUT. */
@@ -190,7 +186,7 @@ static int seize(struct session *s)
 
 	rc = trace(s, PTRACE_SEIZE, 0, PTRACE_O_TRACESYSGOOD);
 	if (!rc) {
-		s->seized = 1;
+		s->attached = 1;
 		return 0;
 	}
 	if (rc != -EPERM)
@@ -226,77 +222,15 @@ static int stop_thread(struct session *s, uint64_t deadline_ns)
 	return rc;
 }
 
-static int read_target(pid_t pid, uint64_t addr, void *to, size_t len)
-{
-	struct iovec local = { to, len }, remote = { (void *)(uintptr_t)addr, len };
-
-	return process_vm_readv(pid, &local, 1, &remote, 1, 0) == (ssize_t)len ? 0 : -EFAULT;
-}
-
-/*
- * Inside a restartable sequence the kernel would notice that the program
- * counter has left it, forget the sequence and not abort it on our return.
- */
 static int in_rseq_section(struct session *s)
 {
 	struct rseq_configuration conf;
-	struct rseq_section cs;
-	pid_t pid = s->call->pid;
-	uint64_t cs_addr;
 
 	if (gone(s) || ptrace((enum __ptrace_request)GET_RSEQ_CONFIGURATION, s->call->tid,
-			      (void *)sizeof(conf), &conf) != sizeof(conf) ||
-	    !conf.rseq_abi_pointer)
+			      (void *)sizeof(conf), &conf) != sizeof(conf))
 		return 0;
-	if (read_target(pid, conf.rseq_abi_pointer + RSEQ_CS_OFF, &cs_addr, sizeof(cs_addr)) ||
-	    !cs_addr || read_target(pid, cs_addr, &cs, sizeof(cs)))
-		return 0;
-	return s->old.rip - cs.start_ip < cs.post_commit_offset;
-}
-
-/*
- * The call that restart_syscall(2) stands for. The kernel does not tell, but
- * wrappers load its number just before: mov $nr, %eax; syscall.
- */
-static long restarted_call(struct session *s)
-{
-	uint8_t code[7];
-	uint32_t nr;
-
-	if (s->old.orig_rax != SYS_restart_syscall ||
-	    read_target(s->call->pid, s->old.rip - sizeof(code), code, sizeof(code)) ||
-	    code[0] != 0xb8 || code[5] != 0x0f || code[6] != 0x05)
-		return -1;
-	memcpy(&nr, code + 1, sizeof(nr));
-	if (nr == SYS_nanosleep || nr == SYS_clock_nanosleep || nr == SYS_futex || nr == SYS_poll)
-		return nr;
-	return -1;
-}
-
-/*
- * Is there room for the frame? Guard pages (of at least one page) end a stack,
- * so every page from the stack pointer down must be there.
- */
-static int check_stack_room(struct session *s)
-{
-	struct iovec remote[FRAME_PAGES_MAX], local;
-	uint8_t seen[FRAME_PAGES_MAX];
-	uint64_t page = s->old.rsp & ~(PAGE_BYTES - 1);
-	unsigned int n = 0;
-
-	for (;; page -= PAGE_BYTES) {
-		uint64_t at = page > s->frame.addr ? page : s->frame.addr;
-
-		if (n == FRAME_PAGES_MAX)
-			return -EFAULT;
-		remote[n].iov_base = (void *)(uintptr_t)at;
-		remote[n++].iov_len = 1;
-		if (page <= s->frame.addr)
-			break;
-	}
-	local.iov_base = seen;
-	local.iov_len = n;
-	return process_vm_readv(s->call->pid, &local, 1, remote, n, 0) == n ? 0 : -EFAULT;
+	return conf.rseq_abi_pointer &&
+	       ferry_place_in_rseq(s->call->pid, s->old.rip, conf.rseq_abi_pointer);
 }
 
 static int put_frame(struct session *s)
@@ -304,7 +238,7 @@ static int put_frame(struct session *s)
 	struct iovec local = { s->frame.bytes, s->frame.len };
 	struct iovec remote = { (void *)(uintptr_t)s->frame.addr, s->frame.len };
 
-	if (check_stack_room(s))
+	if (!ferry_place_has_stack(s->call->pid, s->old.rsp, s->frame.addr))
 		return -EAGAIN;
 	if (gone(s))
 		return -ECANCELED;
@@ -330,7 +264,8 @@ static int prepare(struct session *s)
 		return -ENOEXEC;
 	if (in_rseq_section(s))
 		return -EAGAIN;
-	how = ferry_frame_resume_regs(&s->old, restarted_call(s), &resume);
+	how = ferry_frame_resume_regs(&s->old, ferry_place_restarted_call(s->call->pid, &s->old),
+				      &resume);
 	if (how == FERRY_FRAME_UNKNOWN && !s->call->inexact_ok)
 		return -EAGAIN;
 	rc = trace(s, PTRACE_GETSIGMASK, sizeof(s->sigmask), (uintptr_t)&s->sigmask);
@@ -413,8 +348,7 @@ static int leave_trapped(struct session *s)
 		return rc;
 	rc = set_regs(s, &s->old);
 	if (!rc)
-		rc = trace(s, PTRACE_DETACH, 0,
-			   (uintptr_t)(stop_signal(status) == SIGSYS ? 0 : stop_signal(status)));
+		rc = detach(s, stop_signal(status) == SIGSYS ? 0 : stop_signal(status));
 	return rc ? rc : -EACCES;
 }
 
@@ -472,7 +406,7 @@ static int leave(struct session *s)
 	if (!rc && at_our_call(s, &regs))
 		rc = set_regs(s, &s->old);
 	if (!rc)
-		rc = trace(s, PTRACE_DETACH, 0, (uintptr_t)stop_signal(status));
+		rc = detach(s, stop_signal(status));
 	return rc;
 }
 
@@ -492,7 +426,7 @@ static int run_session(struct session *s)
 		if (!rc)
 			rc = enter(s);
 		if (rc) {
-			trace(s, PTRACE_DETACH, 0, 0);
+			detach(s, 0);
 			return rc;
 		}
 		rc = run_call(s);
@@ -510,19 +444,20 @@ static void *session_thread(void *arg)
 {
 	struct session *s = arg;
 
+	s->tracer_tid = gettid();
 	s->rc = run_session(s);
 	return NULL;
 }
 
 /* Joining a thread does not wait for the end of its tracing. */
-static void wait_detached(const struct ferry_tracer_call *call)
+static void wait_detached(const struct ferry_tracer_call *call, pid_t tracer_tid)
 {
 	uint64_t deadline_ns = ferry_clock_in_ms(DETACH_MS);
 	char tracer[32];
 
 	while (!ferry_tracer_task_field(call->pid, call->tid, "TracerPid:", tracer,
 					sizeof(tracer)) &&
-	       atoi(tracer) == getpid() && ferry_clock_ns() < deadline_ns)
+	       atoi(tracer) == tracer_tid && ferry_clock_ns() < deadline_ns)
 		ferry_clock_sleep_ns(POLL_NS);
 }
 
@@ -549,8 +484,8 @@ int ferry_tracer_run(struct ferry_tracer_call *call, struct ferry_error *err)
 				       call->pid, strerror(rc));
 	}
 	pthread_join(thread, NULL);
-	if (s->seized && s->rc)
-		wait_detached(call);
+	if (s->attached)
+		wait_detached(call, s->tracer_tid);
 	rc = s->rc;
 	free(s);
 	return rc;
