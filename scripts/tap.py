@@ -157,7 +157,7 @@ def main():
     parser.add_argument('--timeout', type=float,
                         default=float(os.environ.get('TAP_TIMEOUT', 300)))
     parser.add_argument('programs', nargs='*')
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     die_tidily()
     return run_programs(args.programs, args.timeout)
 

@@ -46,7 +46,10 @@ def check_stayed(lab, guest, target, send, recv, code=1, event="failed"):
 def pre_switchover(lab, guest, send_args=()):
     target, recv, send = two_on_loopback(lab, guest, ("--pause-before-switchover",) + send_args)
     send.wait_state("pre-switchover")
+    # Unlike QEMU's state of this name: the migration waits, the guest does not.
+    check_equal(guest.qemu.status(), "running", "the source's state")
     guest.wait_ticks(2)
+    check(not target.running(), "the destination runs")
     return target, recv, send
 
 
@@ -380,7 +383,7 @@ def sighup_is_ignored(lab):
     for ferry in (send, recv):
         ferry.process.send_signal(1)
         os.kill(ferry.worker(), 1)
-    guest.wait_ticks(2)
+    lab.run("status").check_code(0)
     lab.run("continue", guest.qemu.id).check_code(0)
     check_completed(send, recv)
     guest.moved(target)
@@ -399,7 +402,7 @@ def set_max_bandwidth(lab):
     guest = lab.guest()
     target, recv, send = two_on_loopback(lab, guest, ("--max-bandwidth", "1M"))
     send.wait_state("active")
-    guest.wait_ticks(5)
+    guest.wait_ticks(15)
     check("device" not in send.states(), "1 MiB/s was not kept: %s", send.states())
     lab.run("set", guest.qemu.id, "max-bandwidth=1G").check_code(0)
     check_completed(send, recv)
@@ -423,7 +426,7 @@ def a_restless_guest_can_be_cancelled_by_policy(lab):
     guest = lab.boot(append=RESTLESS)
     target, recv, send = two_on_loopback(lab, guest, (
         "--max-bandwidth", "24M", "--downtime-limit", 5, "--on-stall", "cancel"))
-    check_stayed(lab, guest, target, send, recv, event="cancelled")
+    check_stayed(lab, guest, target, send, recv)
     check(send.result["rounds"] >= 2, "it gave up after %s rounds", send.result["rounds"])
 
 

@@ -99,8 +99,9 @@ def suite_stray_is_a_failure():
 def programs_are_wrapped_into_one_stream():
     with tempfile.TemporaryDirectory() as folder:
         path = script(folder, 'echo 1..1; echo ok 1 - a; kill -ABRT $$')
-        out, status, _ = tap.run(['python3', os.path.join(ROOT, 'scripts/tap.py'), 'run', path,
-                                  os.path.join(folder, 'gone')], 20, stdout=tap.subprocess.PIPE)
+        out, status, _ = tap.run(['python3', os.path.join(ROOT, 'scripts/tap.py'), 'run',
+                                  '--timeout', '10', path, os.path.join(folder, 'gone')], 20,
+                                 stdout=tap.subprocess.PIPE)
     lines = [l for l in out.decode().splitlines() if not l.startswith('#')]
     assert status == 1, status
     assert lines == ['ok 1 - program: a', 'not ok 2 - program: killed by SIGABRT',
@@ -108,8 +109,20 @@ def programs_are_wrapped_into_one_stream():
                      % os.path.join(folder, 'gone'), '1..3'], lines
 
 
+def programs_that_hang_are_named():
+    with tempfile.TemporaryDirectory() as folder:
+        path = script(folder, 'echo 1..2; echo ok 1 - a; exec sleep 62')
+        out, status, _ = tap.run(['python3', os.path.join(ROOT, 'scripts/tap.py'), 'run',
+                                  '--timeout', '0.3', path], 20, stdout=tap.subprocess.PIPE)
+    lines = [l for l in out.decode().splitlines() if not l.startswith('#')]
+    assert status == 1, status
+    assert lines == ['ok 1 - program: a', 'not ok 2 - program: killed after 0.3 seconds',
+                     'not ok 3 - program: 2 tests planned but 1 reported', '1..3'], lines
+
+
 FUNCTIONS = [suite_counts, suite_plain_status, suite_missing, suite_timeout_ends_it,
-             suite_stray_is_a_failure, programs_are_wrapped_into_one_stream]
+             suite_stray_is_a_failure, programs_are_wrapped_into_one_stream,
+             programs_that_hang_are_named]
 
 
 def main():

@@ -69,7 +69,8 @@ static char why[1024];
 
 static void result(int ok, const char *name)
 {
-	printf("%sok %u - %s%s%s\n", ok ? "" : "not ", ++tests, name, ok ? "" : " # ", ok ? "" : why);
+	printf("%sok %u - %s%s%s\n", ok ? "" : "not ", ++tests, name, ok ? "" : " # ",
+	       ok ? "" : why);
 	failures += !ok;
 	fflush(stdout);
 }

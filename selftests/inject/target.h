@@ -15,7 +15,7 @@ enum target_kind {
 	TARGET_FUTEX,	  /* futex waits of 2 ms, relative and absolute: always ETIMEDOUT */
 	TARGET_POLL,	  /* poll with a timeout of 2 ms: always 0 */
 	TARGET_PIPE,	  /* blocking read of a pipe: the bytes in order, never EINTR */
-	TARGET_COMPUTE,	  /* all registers, flags, vector registers and the red zone keep their values */
+	TARGET_COMPUTE,	  /* registers, vector registers, flags and red zone stay */
 	TARGET_SIGNALS,	  /* read with SA_RESTART handlers on an alternate stack, a timer firing */
 	TARGET_SIGPPOLL,  /* each handler run inside ppoll makes it return EINTR: none is lost */
 	TARGET_KINDS,

@@ -534,7 +534,7 @@ static void test_unprivileged(void **state)
 
 	(void)state;
 	if (geteuid()) {
-		print_message("SKIP: needs root, to have a process that another user may not trace\n");
+		print_message("SKIP: needs root, for a process that another user may not trace\n");
 		skip();
 	}
 	assert_int_equal(target_start(&t, TARGET_PPOLL), 0);

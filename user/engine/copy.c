@@ -36,6 +36,9 @@
 /* Queue so many pages at a time: progress and cancel are looked at in between. */
 #define COPY_CHUNK_PAGES 4096
 
+/* The rate shown as progress is measured over at least this long. */
+#define COPY_SAMPLE_NS (100 * FERRY_NS_PER_MS)
+
 /* Assumed for saving and loading device state, until it has been done. */
 #define COPY_DEVICE_NS (20 * FERRY_NS_PER_MS)
 
@@ -68,7 +71,7 @@ int ferry_copy_init(struct ferry_copy *copy, struct ferry_job *job, struct ferry
 	copy->ram = ram;
 	copy->uffd = -1;
 	copy->round = 1; /* the multifd pools count from 1; 0 means none done yet */
-	ferry_rate_init(&copy->rate, job->options.max_bandwidth);
+	ferry_rate_set(&job->rate, job->options.max_bandwidth);
 	ferry_converge_init(&copy->converge);
 	r = ferry_bitmap_init(&copy->pending, ram);
 	if (!r)
@@ -93,7 +96,7 @@ int ferry_copy_channels(struct ferry_copy *copy, struct ferry_link *link, const 
 		.fds = fds,
 		.channels = channels,
 		.ram = copy->ram,
-		.rate = &copy->rate,
+		.rate = &copy->job->rate,
 		.page_sent = copy_page_sent,
 		.ctx = copy,
 	};
@@ -198,10 +201,15 @@ static void copy_progress(struct ferry_copy *copy, uint64_t round_pages, uint64_
 {
 	struct ferry_multifd_send_stats now;
 	struct ferry_job *job = copy->job;
-	uint64_t waiting = ferry_multifd_send_pending(copy->pool);
+	uint64_t waiting = ferry_multifd_send_pending(copy->pool), now_ns = ferry_clock_ns();
+	bool sample = now_ns - copy->sampled_ns >= COPY_SAMPLE_NS;
 
 	ferry_multifd_send_stats(copy->pool, &now);
 	pthread_mutex_lock(&job->lock);
+	if (sample && copy->sampled_ns)
+		job->progress.bytes_per_s = (uint64_t)((double)(now.sent_bytes -
+								copy->sampled_bytes) *
+						       1e9 / (double)(now_ns - copy->sampled_ns));
 	job->stats.sent_bytes = now.sent_bytes;
 	job->stats.normal_pages = now.normal_pages;
 	job->stats.zero_pages = now.zero_pages;
@@ -209,9 +217,11 @@ static void copy_progress(struct ferry_copy *copy, uint64_t round_pages, uint64_
 	job->progress.sent_bytes = now.sent_bytes;
 	job->progress.round_pages = round_pages;
 	job->progress.round_done_pages = queued > waiting ? queued - waiting : 0;
-	job->progress.bytes_per_s = copy->converge.bytes_per_s;
-	ferry_rate_set(&copy->rate, job->options.max_bandwidth);
 	pthread_mutex_unlock(&job->lock);
+	if (sample) {
+		copy->sampled_ns = now_ns;
+		copy->sampled_bytes = now.sent_bytes;
+	}
 }
 
 /* Queue one run in pieces, so that progress moves and a cancel is seen. */
@@ -364,6 +374,20 @@ static bool copy_too_many_suspects(struct ferry_copy *copy)
 	       limit_ns / COPY_SUSPECT_SHARE;
 }
 
+static void copy_dirty_rate(struct ferry_copy *copy)
+{
+	uint64_t now_ns = ferry_clock_ns();
+	double pages = (double)ferry_bitmap_count(&copy->pending);
+
+	if (copy->collected_ns && now_ns > copy->collected_ns) {
+		pthread_mutex_lock(&copy->job->lock);
+		copy->job->progress.dirty_bytes_per_s = (uint64_t)(
+			pages * FERRY_PAGE_SIZE * 1e9 / (double)(now_ns - copy->collected_ns));
+		pthread_mutex_unlock(&copy->job->lock);
+	}
+	copy->collected_ns = now_ns;
+}
+
 int ferry_copy_collect(struct ferry_copy *copy, struct ferry_error *err)
 {
 	bool dma;
@@ -396,6 +420,7 @@ int ferry_copy_collect(struct ferry_copy *copy, struct ferry_error *err)
 		return r;
 	if (copy->suspect)
 		ferry_suspect_add(copy->suspect, &copy->pending);
+	copy_dirty_rate(copy);
 	return 0;
 }
 

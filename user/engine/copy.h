@@ -15,7 +15,6 @@
 #include "ram/bitmap.h"
 #include "ram/ram.h"
 #include "xport/multifd_send.h"
-#include "xport/rate.h"
 
 /*
  * The source's copy of guest RAM: what is dirty, what may differ at the
@@ -28,7 +27,6 @@ struct ferry_copy {
 	struct ferry_ram *ram;
 	struct ferry_link *link;
 	struct ferry_multifd_send *pool;
-	struct ferry_rate rate;
 	uint32_t round;
 
 	const struct ferry_dirty_ops *tracker; /* NULL: none, stop and copy */
@@ -40,7 +38,9 @@ struct ferry_copy {
 	struct ferry_suspect *suspect; /* NULL until direct I/O is possible */
 	bool barriers;		       /* DMA is answered by a barrier at each scan */
 	struct ferry_converge converge;
-	uint64_t stopped_ns; /* when the final stop began, 0 the guest runs */
+	uint64_t sampled_ns;   /* for the rates shown as progress */
+	uint64_t sampled_bytes;
+	uint64_t collected_ns; /* when the last look was taken */
 };
 
 /** ferry_copy_init() - bitmaps and an empty state; @copy is zeroed here. */

@@ -28,6 +28,7 @@ void ferry_job_init(struct ferry_job *job, const struct ferry_job_hooks *hooks)
 	job->held_guest_fd = -1;
 	job->held_listen_fd = -1;
 	job->started_ns = ferry_clock_ns();
+	ferry_rate_init(&job->rate, 0);
 	pthread_mutex_init(&job->lock, NULL);
 	pthread_condattr_init(&attr);
 	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
@@ -197,10 +198,12 @@ int ferry_job_set(struct ferry_job *job, const char *key, const char *value,
 				       "downtime-limit=%s must be 1 to 4294967295 milliseconds",
 				       value);
 	pthread_mutex_lock(&job->lock);
-	if (!strcmp(key, "max-bandwidth"))
+	if (!strcmp(key, "max-bandwidth")) {
 		job->options.max_bandwidth = n;
-	else
+		ferry_rate_set(&job->rate, n);
+	} else {
 		job->options.downtime_limit_ms = (uint32_t)n;
+	}
 	pthread_cond_broadcast(&job->changed);
 	pthread_mutex_unlock(&job->lock);
 	return 0;

@@ -9,6 +9,7 @@
 #include "base/error.h"
 #include "engine/record.h"
 #include "engine/stats.h"
+#include "xport/rate.h"
 
 /*
  * One side of one migration, between the migration thread, which runs it, and
@@ -64,6 +65,7 @@ struct ferry_job {
 	uint64_t started_ns;
 
 	enum ferry_state state; /* ferry_state_move(), atomic */
+	struct ferry_rate rate; /* what the channels may send; has its own lock */
 
 	pthread_mutex_t lock;
 	pthread_cond_t changed; /* cancel, go_on or an option */

@@ -24,6 +24,9 @@
 #include "guest/guest.h"
 #include "ram/hash.h"
 
+/* Between the rounds while a person is waited for. */
+#define SOURCE_LEISURE_NS (500 * FERRY_NS_PER_MS)
+
 struct source {
 	struct ferry_job *job;
 	struct ferry_settle settle; /* guest, link and uri live there */
@@ -207,16 +210,29 @@ static int source_bulk(struct source *s, struct ferry_error *err)
 	return s->copy.tracker ? ferry_copy_bulk(&s->copy, err) : 0;
 }
 
+/* A policy other than waiting ends a migration that gets nowhere. */
+static int source_stalled(const struct ferry_job *job, const struct ferry_converge_verdict *v,
+			  struct ferry_error *err)
+{
+	if (!v->stalled || job->options.on_stall != FERRY_ON_STALL_CANCEL)
+		return 0;
+	return ferry_error_set(err, ETIME,
+			       "the guest writes faster than memory can be sent: expected downtime "
+			       "%llu ms, limit %u ms; raise --downtime-limit or --max-bandwidth, or "
+			       "use --on-stall wait",
+			       (unsigned long long)(v->expected_downtime_ns / FERRY_NS_PER_MS),
+			       job->options.downtime_limit_ms);
+}
+
 /* Rounds, until what is left fits the downtime. What is pending then goes with the final copy. */
 static int source_iterate(struct source *s, struct ferry_error *err)
 {
-	struct ferry_job *job = s->job;
 	int r = 0;
 
 	while (!r && s->copy.tracker) {
 		struct ferry_converge_verdict v;
 
-		if (ferry_job_cancelled(job))
+		if (ferry_job_cancelled(s->job))
 			return ferry_error_set(err, ECANCELED, "cancelled");
 		r = ferry_copy_collect(&s->copy, err);
 		if (r)
@@ -224,57 +240,62 @@ static int source_iterate(struct source *s, struct ferry_error *err)
 		v = ferry_copy_decide(&s->copy);
 		if (v.switch_over)
 			return 0;
-		if (v.stalled && job->options.on_stall == FERRY_ON_STALL_CANCEL)
-			return ferry_error_set(err, ETIME,
-					       "the guest writes faster than memory can be sent: "
-					       "expected downtime %llu ms, limit %u ms; raise "
-					       "--downtime-limit or --max-bandwidth, or use "
-					       "--on-stall wait",
-					       (unsigned long long)(v.expected_downtime_ns /
-								    FERRY_NS_PER_MS),
-					       job->options.downtime_limit_ms);
-		r = ferry_copy_round(&s->copy, err);
+		r = source_stalled(s->job, &v, err);
+		if (!r)
+			r = ferry_copy_round(&s->copy, err);
 		if (!r)
 			r = ferry_fault_point("round", err);
 	}
 	return r;
 }
 
+static void source_note(struct ferry_job *job, const char *note)
+{
+	pthread_mutex_lock(&job->lock);
+	snprintf(job->progress.note, sizeof(job->progress.note), "%s", note);
+	pthread_mutex_unlock(&job->lock);
+}
+
+static bool source_may_go_on(struct ferry_job *job)
+{
+	bool go_on;
+
+	pthread_mutex_lock(&job->lock);
+	go_on = job->go_on;
+	pthread_mutex_unlock(&job->lock);
+	return go_on;
+}
+
+/*
+ * --pause-before-switchover: the migration waits for a person, the guest does not. Rounds go
+ * on at leisure, so that the switchover is as short as it was when it was decided.
+ */
 static int source_pre_switchover(struct source *s, struct ferry_error *err)
 {
-	(void)s;
-	(void)err;
-	return 0;
+	struct ferry_job *job = s->job;
+	int r = 0;
+
+	if (!job->options.pause_before_switchover)
+		return 0;
+	r = ferry_job_move(job, FERRY_STATE_PRE_SWITCHOVER, err);
+	source_note(job, "  waiting for 'ferry continue'");
+	while (!r && !source_may_go_on(job)) {
+		ferry_job_wait(job, ferry_clock_ns() + SOURCE_LEISURE_NS);
+		if (ferry_job_cancelled(job))
+			return ferry_error_set(err, ECANCELED, "cancelled");
+		/* Also finds out that the destination has gone. */
+		r = ferry_copy_round(&s->copy, err);
+		if (!r)
+			r = ferry_copy_collect(&s->copy, err);
+	}
+	source_note(job, "");
+	return r ? r : source_iterate(s, err);
 }
 
 static int source_stop(struct source *s, struct ferry_error *err)
 {
-	struct ferry_job *job = s->job;
-	int r;
-
 	s->settle.stopped_ns = ferry_clock_ns();
-	r = s->settle.guest->ops->pause(s->settle.guest, err);
-	if (r || !job->options.pause_before_switchover)
-		return r;
-	r = ferry_job_move(job, FERRY_STATE_PRE_SWITCHOVER, err);
-	while (!r) {
-		bool go_on;
-
-		pthread_mutex_lock(&job->lock);
-		go_on = job->go_on;
-		pthread_mutex_unlock(&job->lock);
-		if (go_on)
-			break;
-		if (ferry_job_cancelled(job))
-			return ferry_error_set(err, ECANCELED, "cancelled");
-		ferry_job_wait(job, ferry_clock_in_ms(500));
-		r = ferry_link_wait(s->settle.link, FERRY_LINK_LOST, ferry_clock_ns(), err);
-		if (r == -ETIMEDOUT)
-			r = 0;
-		else if (!r)
-			r = ferry_error_set(err, ECONNRESET, "the link to the destination is lost");
-	}
-	return r;
+	return s->settle.guest->ops->pause(s->settle.guest, err);
 }
 
 static int source_save(struct source *s, struct ferry_error *err)

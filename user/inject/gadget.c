@@ -102,7 +102,8 @@ int ferry_gadgets_find(pid_t pid, int mem_fd, struct ferry_gadgets *gadgets,
 	buf = malloc(CHUNK_BYTES);
 	if (!buf) {
 		fclose(maps);
-		return ferry_error_set(err, ENOMEM, "reading the text of process %d: no memory", pid);
+		return ferry_error_set(err, ENOMEM, "reading the text of process %d: no memory",
+				       pid);
 	}
 	for (pass = 0; pass < 2 && (!gadgets->call || !gadgets->restorer); pass++) {
 		rewind(maps);
@@ -114,9 +115,10 @@ int ferry_gadgets_find(pid_t pid, int mem_fd, struct ferry_gadgets *gadgets,
 	fclose(maps);
 	if (!gadgets->call || !gadgets->restorer)
 		return ferry_error_set(err, ENOEXEC,
-				       "running calls in process %d: its program text has no usable %s; "
-				       "only x86-64 programs with an ordinary C library are supported",
-				       pid, gadgets->call ? "signal return" : "syscall instruction");
+				       "running calls in process %d: its program text has no usable "
+				       "%s; only x86-64 programs with an ordinary C library are "
+				       "supported", pid,
+				       gadgets->call ? "signal return" : "syscall instruction");
 	return 0;
 }
 

@@ -90,8 +90,8 @@ static int check_status(pid_t pid, struct ferry_error *err)
 		return no_such_process(pid, err);
 	if (!ferry_tracer_task_field(pid, pid, "TracerPid:", value, sizeof(value)) && atoi(value))
 		return ferry_error_set(err, EBUSY,
-				       "running a call in process %d: it is being traced by process %s; "
-				       "end that debugger or tracer and try again", pid, value);
+				       "running a call in process %d: it is being traced by process "
+				       "%s; end that debugger or tracer and try again", pid, value);
 	if (!ferry_tracer_task_field(pid, pid, "x86_Thread_features:", value, sizeof(value)) &&
 	    strstr(value, "shstk"))
 		return ferry_error_set(err, ENOEXEC,
@@ -123,8 +123,9 @@ int ferry_inject_open(pid_t pid, struct ferry_inject **out, struct ferry_error *
 	if (inj->mem_fd < 0) {
 		rc = errno == EACCES || errno == EPERM ?
 			ferry_error_set(err, EPERM,
-					"running a call in process %d: not allowed to trace it (%s); "
-					"run as root, or as its user with kernel.yama.ptrace_scope=0",
+					"running a call in process %d: not allowed to trace it "
+					"(%s); run as root, or as its user with "
+					"kernel.yama.ptrace_scope=0",
 					pid, path) :
 			no_such_process(pid, err);
 		goto err_free;
@@ -218,21 +219,21 @@ static int explain(struct ferry_inject *inj, long nr, int rc, struct ferry_error
 	case -ESRCH:
 	case -ETIMEDOUT:
 		return ferry_error_set(err, ETIMEDOUT,
-				       "running system call %ld in process %d: none of its threads could "
-				       "be stopped in time (uninterruptible sleep, or no room on the "
-				       "stack); try again when its I/O has settled", nr, pid);
+				       "running system call %ld in process %d: none of its threads "
+				       "could be stopped in time (uninterruptible sleep, or no "
+				       "room on the stack); try again when its I/O has settled", nr, pid);
 	case -ENOEXEC:
 		return ferry_error_set(err, ENOEXEC,
-				       "running system call %ld in process %d: its code is not 64-bit, or "
-				       "has changed while it runs", nr, pid);
+				       "running system call %ld in process %d: its code is not 64-bit, "
+				       "or has changed while it runs", nr, pid);
 	case -EINTR:
 	case -ECANCELED:
 		return ferry_error_set(err, EINTR,
-				       "running system call %ld in process %d: the process went on before "
-				       "the result was seen; the call may have been made", nr, pid);
+				       "running system call %ld in process %d: the process went on "
+				       "before the result was seen; the call may have been made", nr, pid);
 	default:
-		return ferry_error_set(err, -rc, "running system call %ld in process %d: %s", nr, pid,
-				       strerror(-rc));
+		return ferry_error_set(err, -rc, "running system call %ld in process %d: %s", nr,
+				       pid, strerror(-rc));
 	}
 }
 

@@ -201,8 +201,8 @@ static int seize(struct session *s)
 	    state[0] == 'Z' || state[0] == 'X')
 		return -ESRCH;
 	return ferry_error_set(s->err, EPERM,
-			       "running a call in process %d: not allowed to trace it; run as root, or "
-			       "as its user with kernel.yama.ptrace_scope=0", pid);
+			       "running a call in process %d: not allowed to trace it; run as root, "
+			       "or as its user with kernel.yama.ptrace_scope=0", pid);
 }
 
 /* Brings the thread to a stop in which nothing but our interrupt is pending. */
@@ -480,7 +480,8 @@ int ferry_tracer_run(struct ferry_tracer_call *call, struct ferry_error *err)
 	pthread_sigmask(SIG_SETMASK, &old, NULL);
 	if (rc) {
 		free(s);
-		return ferry_error_set(err, rc, "running a call in process %d: no thread for it: %s",
+		return ferry_error_set(err, rc,
+				       "running a call in process %d: no thread for it: %s",
 				       call->pid, strerror(rc));
 	}
 	pthread_join(thread, NULL);
