@@ -154,6 +154,11 @@ int ferry_command_resume(const struct ferry_args *args)
 	struct ferry_job job;
 	int lock_fd = -1, r;
 
+	if (args->force_source && args->force_destination) {
+		ferry_log_error("--force-source and --force-destination exclude each other: one side "
+				"owns the guest");
+		return FERRY_EXIT_USAGE;
+	}
 	/* Nobody's id makes no lock file. */
 	r = ferry_store_load(args->operands[0], &known, &err);
 	if (!r) {

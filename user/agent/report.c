@@ -32,15 +32,12 @@ void ferry_report_print(struct json_object *o)
 {
 	const char *text = json_object_to_json_string_ext(o, JSON_C_TO_STRING_PLAIN |
 							  JSON_C_TO_STRING_NOSLASHESCAPE);
-	size_t n = text ? strlen(text) : 0;
-	char *line = malloc(n + 2);
+	char *line;
 
-	if (line && text) {
-		memcpy(line, text, n);
-		memcpy(line + n, "\n", 2);
+	if (text && asprintf(&line, "%s\n", text) >= 0) {
 		report_write(line);
+		free(line);
 	}
-	free(line);
 	json_object_put(o);
 }
 

@@ -49,6 +49,10 @@ static int start_arguments(const struct ferry_args *args, enum ferry_role role,
 		r = ferry_uri_parse(args->operands[1], &uri, err);
 	if (r)
 		return r;
+	if (role == FERRY_ROLE_SOURCE && uri.kind == FERRY_URI_TCP && !strcmp(uri.port, "0"))
+		return ferry_error_set(err, EINVAL,
+				       "%s: port 0 is for recv, which prints the port it got; type that "
+				       "one", args->operands[1]);
 	if (strlen(args->operands[0]) >= sizeof(record->guest))
 		return ferry_error_set(err, EINVAL, "the guest's path is too long");
 	if (args->id) {

@@ -93,8 +93,10 @@ static int check_swap(struct ferry_error *err)
 	if (!f)
 		return 0;
 	/* The first line is a heading. */
-	if (fgets(line, sizeof(line), f) && fgets(line, sizeof(line), f))
-		sscanf(line, "%199s", area);
+	if (fgets(line, sizeof(line), f)) {
+		if (fgets(line, sizeof(line), f))
+			sscanf(line, "%199s", area);
+	}
 	fclose(f);
 	if (!area[0])
 		return 0;

@@ -82,7 +82,7 @@ void ferry_suspect_free(struct ferry_suspect *s)
 
 	if (!s)
 		return;
-	for (i = 0; i < s->count; i++)
+	for (i = 0; s->hash && i < s->count; i++)
 		munmap(s->hash[i], hash_bytes(s, i));
 	free(s->hash);
 	free(s->buf);

@@ -37,7 +37,7 @@ int ferry_bitmap_init(struct ferry_bitmap *map, const struct ferry_ram *ram)
 {
 	unsigned int i;
 
-	memset(map, 0, sizeof(*map));
+	*map = (struct ferry_bitmap){ 0 };
 	if (ram->count == 0)
 		return 0;
 	map->words = calloc(ram->count, sizeof(*map->words));
@@ -70,7 +70,7 @@ void ferry_bitmap_free(struct ferry_bitmap *map)
 		munmap(map->words[i], bytes_of(map->pages[i]));
 	free(map->words);
 	free(map->pages);
-	memset(map, 0, sizeof(*map));
+	*map = (struct ferry_bitmap){ 0 };
 }
 
 static void check_range(const struct ferry_bitmap *map, unsigned int block, uint64_t first,

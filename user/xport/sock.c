@@ -184,7 +184,7 @@ static int listen_at(const struct target *t)
 
 static void learn_port(int fd, struct ferry_uri *uri)
 {
-	struct sockaddr_storage addr;
+	struct sockaddr_storage addr = { 0 };
 	socklen_t len = sizeof(addr);
 	const struct sockaddr_in6 *v6 = (const void *)&addr;
 	const struct sockaddr_in *v4 = (const void *)&addr;
