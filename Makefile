@@ -100,6 +100,9 @@ $(O)/selftests/%: $(O)/obj/selftests/%.o $(archive)
 	@mkdir -p $(@D)
 	$(call say,LD)$(LINK) -o $@ $^ $(CMOCKA) $(LDLIBS)
 
+# Of two files; test_inject includes the other one.
+$(O)/selftests/inject/kill_sweep: $(O)/obj/selftests/inject/target.o
+
 $(O)/targets/%: $(O)/obj/selftests/fuzz/%.o $(archive)
 	@mkdir -p $(@D)
 	$(call say,LD)$(LINK) -fsanitize=fuzzer -o $@ $^ $(LDLIBS)

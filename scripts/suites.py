@@ -30,6 +30,13 @@ LONG_FACTOR = 6
 DEFAULT_TIMEOUT = 300
 SHOWN_LINES = 50     # of each failed test, and of the end of a log that shows none
 SHOWN_TESTS = 5
+E2E_TIMEOUTS = {'precopy': 480, 'faults': 480}
+# What scripts/check runs of a file that takes too long: the tests whose names contain
+# one of these words. --long runs the whole file.
+E2E_PART = {
+    'faults': ['kill_', 'fail/', 'the_table_has_every_stage', 'cut_link_for_a_moment',
+               'cut_link/bulk', 'cut_link/loaded', 'cut_link/commit', 'cut_link/run'],
+}
 MAKE = ['make', '--no-print-directory', '-j%d' % (os.cpu_count() or 1), 'WERROR=1']
 
 
@@ -45,14 +52,18 @@ def from_script(name, timeout=DEFAULT_TIMEOUT):
     return Suite(name, [path], timeout, needs=path)
 
 
-def end_to_end(timeout):
-    # The timeout of one program is a little shorter, so that it is named when it hangs.
-    files = sorted(glob.glob('selftests/e2e/test_*.py'))
-    return Suite('e2e', ['python3', 'scripts/tap.py', 'run', '--timeout', str(timeout - 30)]
-                 + files, timeout)
+def end_to_end(long):
+    """Each file of selftests/e2e is a suite; without --long of some only a part is run."""
+    suites = []
+    for path in sorted(glob.glob('selftests/e2e/test_*.py')):
+        name = os.path.basename(path)[len('test_'):-len('.py')]
+        part = [] if long else E2E_PART.get(name, [])
+        timeout = E2E_TIMEOUTS.get(name, DEFAULT_TIMEOUT)
+        suites.append(Suite('e2e-' + name, [path] + part, timeout))
+    return suites
 
 
-def all_suites():
+def all_suites(long=False):
     """Cheap ones first; seconds are several times what an idle two-core machine needs."""
     suites = [
         Suite('build', MAKE + ['all'], 300, plain=True),
@@ -68,15 +79,14 @@ def all_suites():
         from_script('kmod', 240),
         from_script('inject', 240),
         from_script('dirty', 300),
-        from_script('guest', 300),
-        end_to_end(600),
-        Suite('demo', ['scripts/demo'], 180, plain=True, needs='scripts/demo'),
     ]
     known = {s.name for s in suites}
     for path in sorted(glob.glob('selftests/*/run.sh')):
         name = path.split('/')[1]
         if name not in known:
-            suites.insert(-2, from_script(name))
+            suites.append(from_script(name))
+    suites += end_to_end(long)
+    suites.append(Suite('demo', ['scripts/demo'], 180, plain=True, needs='scripts/demo'))
     return suites
 
 
@@ -142,7 +152,7 @@ def run_suite(suite, timeout, env):
 def report(suite, results, seconds):
     """One line a suite; then what was skipped, and what failed with the log's end."""
     count = count_of(results)
-    print('%-10s %4d passed %4d failed %4d skipped %7.1f s'
+    print('%-14s %4d passed %4d failed %4d skipped %7.1f s'
           % (suite.name, count[tap.PASSED], count[tap.FAILED], count[tap.SKIPPED], seconds))
     for outcome, test, reason in results:
         if outcome == tap.SKIPPED:
@@ -183,8 +193,8 @@ def count_of(results):
     return count
 
 
-def choose(names):
-    suites = all_suites()
+def choose(names, long):
+    suites = all_suites(long)
     known = [s.name for s in suites]
     for name in names:
         if name not in known:
@@ -198,7 +208,7 @@ def main():
     parser.add_argument('--list', action='store_true', help='print the names of the suites')
     parser.add_argument('suites', nargs='*', metavar='SUITE')
     args = parser.parse_args()
-    suites = choose(args.suites)
+    suites = choose(args.suites, args.long)
     if args.list:
         print(*[s.name for s in suites], sep='\n')
         return 0

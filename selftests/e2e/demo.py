@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 
-from lib import (FERRY, Lab, boot_files, check, check_completed, check_equal, prerequisites,
+from lib import (Lab, boot_files, check, check_completed, check_equal, prerequisites,
                  qemu_binary, wait_until)
 from tap import Failed, Skip
 
@@ -70,6 +70,7 @@ def migrate(lab, guest):
     say("      %d MiB of RAM, %.1f MiB sent in %d rounds, %.2f s in all; the guest stood still "
         "for %s" % (result["ram_bytes"] >> 20, result["sent_bytes"] / 2 ** 20, result["rounds"],
                     result["total_ns"] / 1e9, milliseconds(result["downtime_ns"])))
+    say("      (--verify hashes all RAM of the stopped guest, and that is part of it)")
     say("      changed pages were found by the tracker '%s' (this machine's kernel is %s)"
         % (result["tracker"], platform.release()))
     return target, send, recv
@@ -117,8 +118,8 @@ def main():
         return 1
     finally:
         Lab.close_all()
-    step(6, "Done: all of it holds. %.0f s. The commands are explained by `%s --help`."
-         % (time.monotonic() - start, os.path.relpath(FERRY)))
+    step(6, "Done: all of it holds. %.0f s. `build/ferry --help` explains the commands."
+         % (time.monotonic() - start))
     return 0
 
 

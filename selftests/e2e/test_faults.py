@@ -59,7 +59,7 @@ STAGE_SIDE = {row[0]: row[1] for row in ROWS}
 # After these the guest that stayed at the source is migrated once more, for good.
 AGAIN = ("attach", "prepare", "stop", "loaded", "blocks", "commit-wait", "run-accepted")
 # Deadlines of ferry itself, so short that a test of a lost peer ends soon.
-PATIENCE = ("--timeout", 4)
+PATIENCE = 4
 # A command in what ferry says to do next.
 ADVICE = r"\bferry (?:recover|resume) [\w.-]+(?: --force-\w+| (?:tcp|unix):[\w.:/\[\]-]+)?"
 # With these a guest that writes little still needs a second round.
@@ -73,7 +73,8 @@ def column(number):
 class Trial:
     """One migration with a fault, and the question who owns the guest after it."""
 
-    def __init__(self, lab, stage, fault, side="worker", guest=None, netns=None):
+    def __init__(self, lab, stage, fault, side="worker", guest=None, netns=None,
+                 patience=PATIENCE):
         self.lab, self.stage, self.netns = lab, stage, netns
         self.guest = guest or lab.guest()
         self.source, self.target = self.guest.qemu, lab.destination()
@@ -84,12 +85,12 @@ class Trial:
         uri = "tcp:%s:0" % host
         if stage == "listen":  # no listening event to wait for, so no port from it
             uri = "unix:%s/ferry.sock" % lab.dir
-        self.recv = lab.ferry("recv", self.target.uri, uri, *PATIENCE,
+        self.recv = lab.ferry("recv", self.target.uri, uri, "--timeout", patience,
                               netns=netns and netns.right, **faults.get("recv", {}))
         if stage != "listen":
             uri = self.recv.wait_listening()
         rounds = ROUNDS if stage == "round" else ()
-        self.send = lab.ferry("send", self.source.uri, uri, *PATIENCE, *rounds,
+        self.send = lab.ferry("send", self.source.uri, uri, "--timeout", patience, *rounds,
                               netns=netns and netns.left, **faults.get("send", {}))
         self.victim = self.send if self.hit == "send" else self.recv
 
@@ -153,11 +154,11 @@ class Trial:
         return sorted(found, key=lambda item: "--force" in item[0])
 
     def follow_advice(self):
-        """Type the printed commands until somebody owns the guest."""
+        """Type the printed commands; those that force only while nobody owns the guest."""
         for command, space in self.advice():
-            if self.owner():
-                break
-            if "--force-destination" in command and not self.target.alive():
+            forced = "--force" in command
+            if forced and (self.owner() or
+                           "--force-destination" in command and not self.target.alive()):
                 continue
             run = self.lab.ferry(*shlex.split(command)[1:], netns=space, events=False)
             try:
@@ -304,18 +305,24 @@ CUT = {s: (s, w) for s, w in {
 
 @test(timeout=90, cases=CUT)
 def cut_link(lab, stage, wanted):
-    """The link is lost for good: until both sides have ended, then it comes back."""
+    """The link is lost until the source has given up; then it comes back, and what the
+    sides printed is typed. A recv that runs the guest listens on until the source knows."""
     net = Netns(lab)
-    trial = Trial(lab, stage, "stop", netns=net)
+    trial = Trial(lab, stage, "stop", netns=net, patience=2)
     worker = trial.wait_stopped()
     net.cut()
     os.kill(worker, signal.SIGCONT)
-    trial.finish(60)
+    trial.send.finish(30)
+    try:
+        trial.recv.finish(6)
+    except Failed:
+        check(trial.target.running(), "recv neither ends nor runs the guest")
     net.restore()
-    if not trial.owner():
+    if not trial.owner() or trial.send.code == 3:
         check(3 in (trial.send.code, trial.recv.code), "nobody runs, exits are %s and %s",
               trial.send.code, trial.recv.code)
         trial.follow_advice()
+    trial.recv.finish(20)
     owner = trial.owner()
     if wanted != "E":
         check_equal(owner, wanted, "the owner")

@@ -21,8 +21,9 @@ need() {
 
 # apt_mirror CODENAME: the URI this machine takes Debian from.
 apt_mirror() {
-	apt-get indextargets --format '$(REPO_URI) $(RELEASE)' 'Created-By: Packages' |
-		awk -v name="$1" '$2 == name { sub("/$", "", $1); print $1; exit }'
+	# What an update would fetch; unlike the lists, that is known before the first one.
+	apt-get --print-uris update |
+		sed -n "s|^'\([^']*\)/dists/$1/InRelease'.*|\1|p" | head -n 1
 }
 
 # apt_suite SUITE: make $apt_options select the private lists of a suite, fetched

@@ -671,6 +671,7 @@ static void vfork_body(void *arg)
 	if (write(v->fds[1], "x", 1) != 1)
 		_exit(8);
 	if (!syscall(SYS_vfork)) {
+		syscall(SYS_prctl, PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
 		syscall(SYS_read, v->fds[0], &c, 1);
 		syscall(SYS_exit, 0);
 	}

@@ -70,15 +70,16 @@ static int resume_own(struct ferry_job *job, struct ferry_error *err)
 
 	if (r)
 		return r;
-	if (!job->record.guest_paused)
+	/* Once it is known to have run it may have been paused, shut down or moved on since. */
+	if (!job->record.guest_paused && job->record.phase != FERRY_PHASE_RAN)
 		r = guest->ops->run(guest, err);
+	if (!r)
+		r = ferry_job_phase(job, FERRY_PHASE_RAN, err);
 	if (!r)
 		r = guest->ops->undo(guest, true, err);
 	if (!r && !job->record.guest_paused)
 		guest->ops->announce(guest);
 	guest->ops->close(guest);
-	if (!r)
-		r = ferry_job_phase(job, FERRY_PHASE_RAN, err);
 	if (!r)
 		r = resume_end(job, FERRY_STATE_COMPLETED, err);
 	if (!r)
@@ -176,5 +177,7 @@ int ferry_command_resume(const struct ferry_args *args)
 	if (!r)
 		return FERRY_EXIT_DONE;
 	ferry_log_error("%s", err.text);
-	return r == -EPERM ? FERRY_EXIT_PERSON : FERRY_EXIT_FAILED;
+	/* Nothing to do here, or a guest that is still as it was: stopped. */
+	return r == -EALREADY || r == -ENOENT || r == -EINVAL ? FERRY_EXIT_FAILED :
+								FERRY_EXIT_PERSON;
 }

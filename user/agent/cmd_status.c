@@ -35,7 +35,11 @@ static struct json_object *status_get(const char *id, struct ferry_error *err)
 	int r;
 
 	json_object_object_add(request, "command", json_object_new_string("status"));
-	if (!ferry_runtime_check_id(id, err) && !ferry_control_ask(id, request, &status, NULL))
+	if (ferry_runtime_check_id(id, err)) {
+		json_object_put(request);
+		return NULL;
+	}
+	if (!ferry_control_ask(id, request, &status, NULL))
 		return status;
 	r = ferry_store_load(id, &record, err);
 	if (r)

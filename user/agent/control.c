@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <json-c/json.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -15,9 +16,13 @@
 #include "base/clock.h"
 #include "base/io.h"
 
-/* A client that dawdles must not keep the next one waiting. */
-#define CONTROL_CLIENT_MS 2000
+/* A client that says nothing for so long has gone, for all we know. */
+#define CONTROL_CLIENT_MS 10000
+
+/* Each has a thread, so that none keeps another one, or a signal, waiting. */
+#define CONTROL_MAX_CLIENTS 16
 #define CONTROL_ANSWER_MS 10000
+#define CONTROL_RETRY_NS (20 * FERRY_NS_PER_MS)
 #define CONTROL_REPLY_MAX 65536
 
 static int control_address(const char *id, struct sockaddr_un *addr, struct ferry_error *err)
@@ -191,13 +196,21 @@ static int control_send(int fd, struct json_object *o, uint64_t deadline_ns)
 	return text ? ferry_io_writev(fd, iov, 2, 0, deadline_ns) : -ENOMEM;
 }
 
-void ferry_control_serve(int listen_fd, struct ferry_job *job)
-{
-	int fd = accept4(listen_fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
-	char line[FERRY_CONTROL_MAX_LINE];
+struct control_client {
+	struct ferry_job *job;
+	int fd;
+};
 
-	if (fd < 0)
-		return;
+static unsigned int control_clients;
+
+static void *control_client(void *arg)
+{
+	struct control_client *client = arg;
+	struct ferry_job *job = client->job;
+	char line[FERRY_CONTROL_MAX_LINE];
+	int fd = client->fd;
+
+	free(client);
 	for (;;) {
 		uint64_t deadline_ns = ferry_clock_in_ms(CONTROL_CLIENT_MS);
 		struct json_object *reply;
@@ -216,6 +229,33 @@ void ferry_control_serve(int listen_fd, struct ferry_job *job)
 			break;
 	}
 	close(fd);
+	__atomic_sub_fetch(&control_clients, 1, __ATOMIC_RELAXED);
+	return NULL;
+}
+
+void ferry_control_serve(int listen_fd, struct ferry_job *job)
+{
+	int fd = accept4(listen_fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+	struct control_client *client;
+	pthread_t thread;
+
+	if (fd < 0)
+		return;
+	client = malloc(sizeof(*client));
+	if (!client ||
+	    __atomic_load_n(&control_clients, __ATOMIC_RELAXED) == CONTROL_MAX_CLIENTS)
+		goto err_close;
+	*client = (struct control_client){ .job = job, .fd = fd };
+	__atomic_add_fetch(&control_clients, 1, __ATOMIC_RELAXED);
+	if (!pthread_create(&thread, NULL, control_client, client)) {
+		pthread_detach(thread);
+		return;
+	}
+	__atomic_sub_fetch(&control_clients, 1, __ATOMIC_RELAXED);
+
+err_close:
+	free(client);
+	close(fd);
 }
 
 static int control_take_reply(const char *id, const char *line, struct json_object **ret,
@@ -224,10 +264,12 @@ static int control_take_reply(const char *id, const char *line, struct json_obje
 	struct json_object *reply = json_tokener_parse(line), *value;
 	int r;
 
-	if (reply && json_object_object_get_ex(reply, "return", &value)) {
+	if (reply && json_object_object_get_ex(reply, "return", &value) &&
+	    json_object_is_type(value, json_type_object)) {
 		*ret = json_object_get(value);
 		r = 0;
-	} else if (reply && json_object_object_get_ex(reply, "error", &value)) {
+	} else if (reply && json_object_object_get_ex(reply, "error", &value) &&
+		   json_object_is_type(value, json_type_string)) {
 		const char *text = json_object_get_string(value);
 		struct json_object *number = NULL;
 		int errnum = EREMOTEIO;
@@ -244,6 +286,29 @@ static int control_take_reply(const char *id, const char *line, struct json_obje
 	return r;
 }
 
+/* Return: a descriptor, -ECONNREFUSED nobody listens, -errno. */
+static int control_connect(const char *id, const struct sockaddr_un *addr, uint64_t deadline_ns,
+			   struct ferry_error *err)
+{
+	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+	int r;
+
+	if (fd < 0)
+		return ferry_error_set(err, errno, "cannot make a socket: %s", strerror(errno));
+	/* EAGAIN: so many wait already that it must be stuck. */
+	while ((r = connect(fd, (const struct sockaddr *)addr, sizeof(*addr)) ? errno : 0) ==
+		       EAGAIN &&
+	       ferry_clock_ns() < deadline_ns)
+		ferry_clock_sleep_ns(CONTROL_RETRY_NS);
+	if (!r)
+		return fd;
+	close(fd);
+	if (r == ENOENT || r == ECONNREFUSED)
+		return ferry_error_set(err, ECONNREFUSED, "no process serves %s", id);
+	return ferry_error_set(err, r, "cannot talk to the process that serves %s: %s", id,
+			       strerror(r));
+}
+
 int ferry_control_ask(const char *id, struct json_object *request, struct json_object **ret,
 		      struct ferry_error *err)
 {
@@ -255,12 +320,11 @@ int ferry_control_ask(const char *id, struct json_object *request, struct json_o
 	r = line ? control_address(id, &addr, err) : ferry_error_set(err, ENOMEM, "out of memory");
 	if (r)
 		goto out;
-	fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-	if (fd < 0 || connect(fd, (struct sockaddr *)&addr, sizeof(addr))) {
-		r = ferry_error_set(err, ECONNREFUSED, "no process serves %s", id);
+	fd = control_connect(id, &addr, deadline_ns, err);
+	if (fd < 0) {
+		r = fd;
 		goto out;
 	}
-	ferry_io_nonblock(fd, 1);
 	r = control_send(fd, request, deadline_ns);
 	if (!r)
 		r = control_line(fd, line, CONTROL_REPLY_MAX, deadline_ns);

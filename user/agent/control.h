@@ -19,7 +19,11 @@ struct json_object;
 /** ferry_control_listen() - serve at the id's socket. Return: a descriptor or -errno. */
 int ferry_control_listen(const char *id, struct ferry_error *err);
 
-/** ferry_control_serve() - one connection: requests until it closes or is slow. */
+/**
+ * ferry_control_serve() - take one connection: requests until it closes or is silent
+ *
+ * It is served by a thread of its own; @job must live as long as the process.
+ */
 void ferry_control_serve(int listen_fd, struct ferry_job *job);
 
 /** ferry_control_reply() - the reply to one request line; never NULL. For the server and fuzzing. */

@@ -365,9 +365,16 @@ int ferry_guardian_adopt(int count, char **args)
 		guardian_hold(&g, args[i], atoi(eq + 1));
 	}
 	g.worker_fd = (int)syscall(SYS_pidfd_open, g.worker, 0);
-	if (g.worker_fd < 0) /* died in the meantime: what it left is in the record */
-		return guardian_take_over(&g) ? g.exit_code : guardian_loop(&g);
-	i = guardian_loop(&g);
+	/* Our parent, unless it died in the meantime: then the pid may be anybody's. */
+	if (g.worker_fd < 0 || getppid() != g.worker) {
+		ferry_io_close(&g.worker_fd);
+		while (guardian_listen(&g))
+			;
+		ferry_io_close(&g.sock);
+		i = g.done || guardian_take_over(&g) ? g.exit_code : guardian_loop(&g);
+	} else {
+		i = guardian_loop(&g);
+	}
 	guardian_tidy(&g);
 	return i;
 }

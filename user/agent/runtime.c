@@ -67,10 +67,10 @@ int ferry_runtime_check_id(const char *id, struct ferry_error *err)
 	for (p = id; *p; p++)
 		if (!isalnum((unsigned char)*p) && !strchr("._-", *p))
 			break;
-	if (*p || !*id || *id == '.' || strlen(id) >= FERRY_ID_MAX)
+	if (*p || !*id || *id == '.' || *id == '-' || strlen(id) >= FERRY_ID_MAX)
 		return ferry_error_set(err, EINVAL,
 				       "'%s' is no id: up to %d letters, digits, '.', '_' or '-', "
-				       "not starting with a dot", id, FERRY_ID_MAX - 1);
+				       "not starting with a dot or a dash", id, FERRY_ID_MAX - 1);
 	return 0;
 }
 

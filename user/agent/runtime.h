@@ -22,7 +22,7 @@ int ferry_runtime_path(const char *id, const char *suffix, char path[FERRY_RUNTI
 int ferry_runtime_default_id(const char *guest, const char *suffix, char *id, unsigned int room,
 			     struct ferry_error *err);
 
-/** ferry_runtime_check_id() - letters, digits, '.', '_', '-'; no leading dot; at most 63. */
+/** ferry_runtime_check_id() - letters, digits, '.', '_', '-'; no leading dot or dash; at most 63. */
 int ferry_runtime_check_id(const char *id, struct ferry_error *err);
 
 /**

@@ -290,8 +290,10 @@ int ferry_store_load(const char *id, struct ferry_record *record, struct ferry_e
 		o = json_tokener_parse(text);
 	if (!r)
 		r = o ? store_decode(o, record) : -EPROTO;
-	if (!r && strcmp(record->id, id))
+	if (!r && strcmp(record->id, id)) {
+		ferry_record_free(record);
 		r = -EPROTO;
+	}
 	if (r)
 		ferry_error_set(err, -r, "the record %s cannot be used: %s", path,
 				r == -EPROTO ? "it is no record of this ferry" : strerror(-r));

@@ -19,6 +19,7 @@
 #include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "agent/control.h"
@@ -41,6 +42,7 @@ struct worker {
 	int sock;	      /* to the guardian */
 	pid_t guardian;
 	int guardian_fd; /* pidfd */
+	unsigned int guardians; /* how many were started here */
 	struct ferry_worker_held held[FERRY_WORKER_MAX_HELD];
 	unsigned int held_count;
 };
@@ -140,6 +142,12 @@ static void worker_exec_args(struct worker *w, struct worker_exec *e, int sock)
 	e->argv[n] = NULL;
 }
 
+/*
+ * Guardians that keep dying at once (a program that cannot be started any more) are not helped
+ * by one more; the migration goes on without.
+ */
+#define WORKER_MAX_GUARDIANS 16
+
 /* The guardian is dead. Only async-signal-safe calls between fork and exec. */
 static void worker_new_guardian(struct worker *w)
 {
@@ -151,6 +159,12 @@ static void worker_new_guardian(struct worker *w)
 	pthread_mutex_lock(&w->lock);
 	ferry_io_close(&w->guardian_fd);
 	ferry_io_close(&w->sock);
+	waitpid(w->guardian, NULL, WNOHANG); /* a child of ours unless it was the first one */
+	if (w->guardians++ == WORKER_MAX_GUARDIANS) {
+		ferry_log_error("%u guardians of %s died one after the other; going on without one",
+				w->guardians, w->job.record.id);
+		goto out;
+	}
 	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, sv)) {
 		ferry_log_error("no new guardian: %s", strerror(errno));
 		goto out;
@@ -302,8 +316,18 @@ int ferry_worker_main(struct ferry_worker_params *params)
 	r = worker_start(&w, params, &hooks, &out.error);
 	if (!r)
 		r = ferry_fault_point_init(params->guardian, &out.error);
-	if (!r)
+	if (!r) {
 		r = -pthread_create(&w.watch, NULL, worker_watch, &w);
+		if (r)
+			ferry_error_set(&out.error, -r, "cannot start a thread: %s", strerror(-r));
+	}
+	/* What the record says of the guest stays true, and undone. */
+	if (r && params->recover) {
+		out.state = params->record.state;
+		out.where = FERRY_WHERE_UNKNOWN;
+		out.exit_code = 3;
+		snprintf(out.advice, sizeof(out.advice), "ferry recover %s", params->record.id);
+	}
 	if (!r) {
 		worker_run(&w, params->recover, &out);
 		if (write(w.quit_fd, &one, sizeof(one)) == sizeof(one))

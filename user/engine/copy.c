@@ -71,7 +71,9 @@ int ferry_copy_init(struct ferry_copy *copy, struct ferry_job *job, struct ferry
 	copy->ram = ram;
 	copy->uffd = -1;
 	copy->round = 1; /* the multifd pools count from 1; 0 means none done yet */
+	pthread_mutex_lock(&job->lock);
 	ferry_rate_set(&job->rate, job->options.max_bandwidth);
+	pthread_mutex_unlock(&job->lock);
 	ferry_converge_init(&copy->converge);
 	r = ferry_bitmap_init(&copy->pending, ram);
 	if (!r)
@@ -432,19 +434,20 @@ struct ferry_converge_verdict ferry_copy_decide(struct ferry_copy *copy)
 		.pending_bytes = ferry_bitmap_count(&copy->pending) * FERRY_PAGE_SIZE,
 		.overhead_ns = COPY_DEVICE_NS + 3 * ferry_link_rtt_ns(copy->link),
 	};
+	uint64_t verify_ns = 0;
 
 	if (copy->suspect)
 		in.suspect_bytes = ferry_suspect_pages(copy->suspect) * FERRY_PAGE_SIZE;
 	if (job->options.verify)
-		in.overhead_ns += ferry_bitmap_count(&copy->sent) * FERRY_PAGE_SIZE *
-				  (FERRY_NS_PER_S / FERRY_NS_PER_MS) /
-				  (COPY_VERIFY_BYTES_PER_S / FERRY_NS_PER_MS);
+		verify_ns = ferry_bitmap_count(&copy->sent) * FERRY_PAGE_SIZE *
+			    (FERRY_NS_PER_S / FERRY_NS_PER_MS) /
+			    (COPY_VERIFY_BYTES_PER_S / FERRY_NS_PER_MS);
+	in.overhead_ns += verify_ns;
 	pthread_mutex_lock(&job->lock);
 	in.downtime_limit_ns = job->options.downtime_limit_ms * FERRY_NS_PER_MS;
 	in.max_bytes_per_s = job->options.max_bandwidth;
 	/* Asked for by name, so its cost must not keep the guest from ever moving. */
-	if (job->options.verify)
-		in.downtime_limit_ns += in.overhead_ns;
+	in.downtime_limit_ns += verify_ns;
 	verdict = ferry_converge_decide(&copy->converge, &in);
 	job->progress.expected_downtime_ns = verdict.expected_downtime_ns;
 	job->progress.stalled = verdict.stalled;

@@ -40,7 +40,8 @@ static void destination_interrupt(void *ctx)
 	struct ferry_destination *d = ctx;
 	uint64_t one = 1;
 
-	if (d->main_fd >= 0)
+	/* Before the switchover nothing more is read; after it the source still answers there. */
+	if (d->main_fd >= 0 && d->job->shown.phase == FERRY_PHASE_OPEN)
 		shutdown(d->main_fd, SHUT_RD);
 	if (d->pool)
 		ferry_multifd_recv_abort(d->pool);
@@ -83,7 +84,7 @@ static void destination_init(struct ferry_destination *d, struct ferry_job *job)
 	for (i = 0; i < FERRY_WIRE_MAX_CHANNELS; i++)
 		d->channel_fds[i] = -1;
 	ferry_ram_init(&d->ram);
-	ferry_lobby_init(&d->lobby, -1);
+	ferry_lobby_init(&d->lobby, -1, d->wake_fd);
 	ferry_job_interrupt(job, destination_interrupt, d);
 }
 
@@ -128,7 +129,7 @@ static int destination_listen(struct ferry_destination *d, struct ferry_error *e
 		ferry_log_warn("anybody who can reach %s port %s can connect and send a guest; "
 			       "use a firewall, a private network or unix:PATH with a tunnel",
 			       d->uri.host, d->uri.port);
-	ferry_lobby_init(&d->lobby, d->listen_fd);
+	ferry_lobby_init(&d->lobby, d->listen_fd, d->wake_fd);
 	ferry_uri_format(&d->uri, text);
 	/* A port that was 0: whoever takes over must listen at the same one. */
 	snprintf(job->record.uri, sizeof(job->record.uri), "%s", text);
@@ -302,15 +303,23 @@ static int destination_step(struct ferry_destination *d, struct ferry_error *err
 	struct ferry_wire_hello hello;
 	int fd = -1, r;
 
-	r = ferry_lobby_wait(&d->lobby, d->main_fd >= 0 ? d->main_fd : d->wake_fd,
-			     destination_deadline_ns(d), &hello, &fd, err);
+	r = ferry_lobby_wait(&d->lobby, d->main_fd, destination_deadline_ns(d), &hello, &fd, err);
+	if (r == -EINTR) {
+		uint64_t times;
+
+		if (read(d->wake_fd, &times, sizeof(times)) < 0)
+			ferry_log_debug("woken up for nothing");
+		r = 0;
+		if (!ferry_job_cancelled(d->job))
+			return 0;
+	}
 	if (ferry_job_cancelled(d->job) && (r == 0 || r == -ETIMEDOUT))
 		return ferry_error_set(err, ECANCELED, "cancelled");
 	if (r < 0)
 		return r;
 	if (r == 1)
 		return destination_newcomer(d, &hello, fd, err);
-	return d->main_fd >= 0 ? ferry_destination_frame(d, err) : 0;
+	return ferry_destination_frame(d, err);
 }
 
 static void destination_advice(struct ferry_destination *d, struct ferry_outcome *out)
@@ -320,6 +329,16 @@ static void destination_advice(struct ferry_destination *d, struct ferry_outcome
 	out->state = FERRY_STATE_COMMIT_WAIT;
 	out->where = FERRY_WHERE_UNKNOWN;
 	out->exit_code = 3;
+	ferry_job_save(d->job, NULL);
+	if (d->job->record.phase != FERRY_PHASE_COMMIT_WAIT) {
+		snprintf(out->advice, sizeof(out->advice),
+			 "the source has handed the guest over and never runs it again; whether it "
+			 "runs here is not known. When the source can reach this host again:\n"
+			 "  ferry recover %s            (then at the source: ferry recover ITS-ID)\n"
+			 "To start it here without asking the source:\n"
+			 "  ferry resume %s", id, id);
+		return;
+	}
 	snprintf(out->advice, sizeof(out->advice),
 		 "the guest is loaded and stopped here; whether it runs at the source is not known. "
 		 "When the source can reach this host again:\n"
@@ -329,7 +348,6 @@ static void destination_advice(struct ferry_destination *d, struct ferry_outcome
 		 "Only if you are certain that the source is gone for good:\n"
 		 "  ferry resume %s --force-destination",
 		 id, id, id);
-	ferry_job_save(d->job, NULL);
 }
 
 /* Before RUN-ACCEPTED: the guest will never run here. */
@@ -363,6 +381,10 @@ static void destination_fail(struct ferry_destination *d, struct ferry_error *wh
 	ferry_job_move(job, out->state, NULL);
 	/* Whoever aborted at the source needs no answer. */
 	d->done = !waiting || why->errnum == ECONNABORTED;
+	/* This cancel is carried out; the source may still ask, and a second one ends that too. */
+	pthread_mutex_lock(&job->lock);
+	job->cancel = false;
+	pthread_mutex_unlock(&job->lock);
 }
 
 /* The guest is owned here. */
@@ -370,11 +392,12 @@ static void destination_own(struct ferry_destination *d, struct ferry_outcome *o
 {
 	struct ferry_error err = { 0 };
 
+	if (ferry_job_state(d->job) == FERRY_STATE_COMPLETED)
+		return;
 	out->state = FERRY_STATE_COMPLETED;
 	out->where = FERRY_WHERE_DESTINATION;
 	out->exit_code = 0;
-	if (ferry_job_state(d->job) == FERRY_STATE_COMPLETED)
-		return;
+	out->error.text[0] = 0; /* of an earlier try */
 	ferry_job_move(d->job, FERRY_STATE_COMPLETED, NULL);
 	if (!d->guest)
 		return;
@@ -400,10 +423,11 @@ static bool destination_take_error(struct ferry_destination *d, int r, struct fe
 	enum ferry_phase phase = d->job->record.phase;
 
 	if (phase == FERRY_PHASE_OPEN) {
-		if (r == -ETIMEDOUT)
+		/* Others who time out have said what did. */
+		if (r == -ETIMEDOUT && !err->text[0])
 			ferry_error_set(err, ETIMEDOUT, "no word from the source for %u s",
 					d->job->record.timeout_ms / 1000);
-		if (r == -ECONNRESET)
+		if (r == -ECONNRESET && !err->text[0])
 			ferry_error_set(err, ECONNRESET, "the link to the source is lost");
 		destination_fail(d, err, out);
 		return d->done;
@@ -499,9 +523,10 @@ void ferry_destination_recover(struct ferry_job *job, struct ferry_outcome *out)
 
 	memset(out, 0, sizeof(*out));
 	destination_init(&d, job);
-	job->state = FERRY_STATE_COMMIT_WAIT;
-	job->record.state = job->state;
+	__atomic_store_n(&job->state, FERRY_STATE_COMMIT_WAIT, __ATOMIC_RELEASE);
+	job->record.state = FERRY_STATE_COMMIT_WAIT;
 	pthread_mutex_lock(&job->lock);
+	job->committed = job->record.phase != FERRY_PHASE_COMMIT_WAIT;
 	job->stats = job->record.stats;
 	pthread_mutex_unlock(&job->lock);
 	if (job->hooks->state)
@@ -515,18 +540,16 @@ void ferry_destination_recover(struct ferry_job *job, struct ferry_outcome *out)
 		destination_free(&d);
 		return;
 	}
-	if (ferry_open_guest(job, FERRY_GUEST_DESTINATION, &d.guest, &err)) {
+	/* Once all was settled the VMM may be anybody's: only questions are answered. */
+	if (!job->record.settled &&
+	    ferry_open_guest(job, FERRY_GUEST_DESTINATION, &d.guest, &err)) {
 		ferry_log_warn("the VMM here cannot be reached: %s", err.text);
 		d.guest = NULL;
 	}
 	d.heard_ns = ferry_clock_ns();
 	/* Accepted, and maybe started: starting it again is harmless. */
-	if (job->record.phase == FERRY_PHASE_RUN_ACCEPTED) {
-		job->committed = true;
-		if (ferry_destination_start(&d, &err))
-			ferry_log_error("the guest was accepted here and cannot be started: %s",
-					err.text);
-	}
+	if (job->record.phase == FERRY_PHASE_RUN_ACCEPTED && ferry_destination_start(&d, &err))
+		ferry_log_error("the guest was accepted here and cannot be started: %s", err.text);
 	if (job->record.phase == FERRY_PHASE_RAN)
 		destination_own(&d, out);
 	/* Decided already: only the source's question is left to answer. */

@@ -143,7 +143,8 @@ static int on_flush(struct ferry_destination *d, const uint8_t *body, uint32_t l
 	uint32_t round;
 	int r = ferry_wire_u32_decode(&round, body, length);
 
-	if (r || !d->pool)
+	/* One FLUSH a round: no other one can come true. */
+	if (r || !d->pool || round != d->job->stats.rounds + 1)
 		return ferry_error_set(err, EPROTO, "the source sent FLUSH out of order");
 	r = ferry_multifd_recv_wait(d->pool, round, ferry_clock_in_ms(d->job->record.timeout_ms),
 				    err);
@@ -195,13 +196,14 @@ static int on_package(struct ferry_destination *d, const uint8_t *body, uint32_t
 {
 	int r;
 
-	if (!d->pool || d->state)
+	if (!d->pool || d->state || !d->job->stats.rounds)
 		return ferry_error_set(err, EPROTO, "the source sent PACKAGE out of order");
 	d->state = malloc(length ? length : 1);
 	if (!d->state)
 		return ferry_error_set(err, ENOMEM, "no memory for %u bytes of device state",
 				       length);
-	memcpy(d->state, body, length);
+	if (length)
+		memcpy(d->state, body, length);
 	d->state_bytes = length;
 	pthread_mutex_lock(&d->job->lock);
 	d->job->stats.device_bytes = length;
@@ -224,6 +226,9 @@ static int load_and_wait(struct ferry_destination *d, struct ferry_error *err)
 	d->state = NULL;
 	if (!r)
 		r = ferry_fault_point("load", err);
+	/* From commit-wait on the source has to be asked; until then it is only told. */
+	if (!r && ferry_job_cancelled(d->job))
+		r = ferry_error_set(err, ECANCELED, "cancelled");
 	if (!r)
 		r = ferry_job_move(d->job, FERRY_STATE_COMMIT_WAIT, err);
 	if (!r)
@@ -260,7 +265,9 @@ int ferry_destination_give_up(struct ferry_destination *d, enum ferry_phase phas
 	r = ferry_job_phase(d->job, phase, err);
 	if (r)
 		return r;
-	if (d->guest && d->guest->ops->undo(d->guest, false, &undo))
+	r = d->guest ? d->guest->ops->undo(d->guest, false, &undo) :
+		       ferry_job_undo(d->job, false, &undo);
+	if (r)
 		ferry_log_warn("the VMM here is not as it was: %s", undo.text);
 	return 0;
 }
@@ -299,18 +306,24 @@ int ferry_destination_accept_run(struct ferry_destination *d, struct ferry_error
 	int r;
 
 	r = ferry_job_commit(job, err);
-	if (!r)
-		r = ferry_job_phase(job, FERRY_PHASE_RUN_ACCEPTED, err);
 	if (r)
 		return r;
-	ferry_fault_point("run-accepted", NULL);
-	r = ferry_destination_start(d, &why);
+	r = ferry_fault_point("run-received", &why);
+	if (r)
+		goto refuse;
+	r = ferry_job_phase(job, FERRY_PHASE_RUN_ACCEPTED, err);
+	if (r)
+		return r;
+	r = ferry_fault_point("run-accepted", &why);
+	if (!r)
+		r = ferry_destination_start(d, &why);
 	if (!r)
 		return 0;
 	/* It may have run: not for us to say that it did not. A person looks. */
 	if (r == -EIO)
 		return ferry_error_set(err, EIO, "the guest may or may not have run here: %s",
 				       why.text);
+refuse:
 	ferry_error_prefix(&why, "the guest could not be started here");
 	r = ferry_destination_give_up(d, FERRY_PHASE_REFUSED, why.text, err);
 	return r ? r : ferry_error_set(err, ECONNREFUSED, "%s", why.text);
@@ -328,7 +341,6 @@ static int on_run(struct ferry_destination *d, const uint8_t *body, uint32_t len
 	(void)length;
 	if (job->record.phase == FERRY_PHASE_REFUSED || job->record.phase == FERRY_PHASE_ABORTED)
 		return refuse(d);
-	ferry_fault_point("run-received", NULL);
 	if (job->record.phase == FERRY_PHASE_COMMIT_WAIT) {
 		r = ferry_destination_accept_run(d, err);
 		if (r == -ECONNREFUSED)
@@ -366,7 +378,12 @@ static int on_ask(struct ferry_destination *d, const uint8_t *body, uint32_t len
 static int on_abort(struct ferry_destination *d, const uint8_t *body, uint32_t length,
 		    struct ferry_error *err)
 {
-	(void)d;
+	/* It has not committed and knows that we do not own the guest: all is said. */
+	if (d->job->record.phase == FERRY_PHASE_REFUSED ||
+	    d->job->record.phase == FERRY_PHASE_ABORTED) {
+		d->done = true;
+		return 0;
+	}
 	return ferry_error_set(err, ECONNABORTED, "the source gave up: %.*s", (int)length,
 			       body ? (const char *)body : "");
 }
@@ -407,7 +424,7 @@ static const struct frame_handler frame_handlers[FERRY_WIRE_TYPE_COUNT] = {
 	[FERRY_WIRE_PING] = { IN(OPEN) | IN(COMMIT_WAIT) | SETTLED, on_ping },
 	[FERRY_WIRE_RUN] = { IN(COMMIT_WAIT) | SETTLED, on_run },
 	[FERRY_WIRE_ASK] = { IN(COMMIT_WAIT) | SETTLED, on_ask },
-	[FERRY_WIRE_ABORT] = { IN(OPEN) | IN(COMMIT_WAIT), on_abort },
+	[FERRY_WIRE_ABORT] = { IN(OPEN) | IN(COMMIT_WAIT) | IN(REFUSED) | IN(ABORTED), on_abort },
 	[FERRY_WIRE_ACK] = { SETTLED, on_ack },
 };
 

@@ -172,7 +172,8 @@ int ferry_size_parse(const char *text, uint64_t *bytes)
 	if (*end) {
 		const char *u = strchr(units, *end & ~0x20);
 
-		if (!u || end[1])
+		/* A space less that bit is NUL, which strchr() finds too. */
+		if (!u || !*u || end[1])
 			return -EINVAL;
 		shift = 10 * (unsigned int)(u - units + 1);
 	}

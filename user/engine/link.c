@@ -19,6 +19,8 @@
 /* How often a quiet line is asked whether it lives. */
 #define LINK_PING_NS FERRY_NS_PER_S
 
+#define LINK_SLICE_NS (50 * FERRY_NS_PER_MS)
+
 struct ferry_link {
 	int fd;
 	uint32_t timeout_ms;
@@ -37,7 +39,7 @@ struct ferry_link {
 	uint64_t rtt_ns;
 	uint64_t ping_sent_ns;
 	bool cancelled;
-	bool closing;
+	bool broken; /* a frame was sent in part or not at all: no other can follow */
 	char text[FERRY_WIRE_MAX_TEXT + 1]; /* why refused, aborted or lost */
 };
 
@@ -192,6 +194,21 @@ static void *link_return_path(void *arg)
 	return NULL;
 }
 
+/* Wait for the answer to HELLO in slices, so that a cancel is seen. */
+static int link_await(int fd, uint64_t deadline_ns, const int *stop)
+{
+	int r;
+
+	do {
+		uint64_t slice_ns = ferry_clock_ns() + LINK_SLICE_NS;
+
+		if (stop && __atomic_load_n(stop, __ATOMIC_RELAXED))
+			return -ECANCELED;
+		r = ferry_io_wait(fd, POLLIN, slice_ns < deadline_ns ? slice_ns : deadline_ns);
+	} while (r == -ETIMEDOUT && ferry_clock_ns() < deadline_ns);
+	return r < 0 ? r : 0;
+}
+
 static int link_hello(int fd, const struct ferry_link_params *p, enum ferry_wire_kind kind,
 		      uint16_t channel, struct ferry_error *err)
 {
@@ -214,7 +231,11 @@ static int link_hello(int fd, const struct ferry_link_params *p, enum ferry_wire
 	memcpy(hello.uuid, p->uuid, sizeof(hello.uuid));
 	r = ferry_frame_send_hello(fd, &hello, deadline_ns);
 	if (!r)
+		r = link_await(fd, deadline_ns, p->stop);
+	if (!r)
 		r = ferry_frame_recv_hello(fd, &hello, deadline_ns);
+	if (r == -ECANCELED)
+		return ferry_error_set(err, ECANCELED, "cancelled while connecting");
 	if (r == -ETIMEDOUT)
 		return ferry_error_set(err, ETIMEDOUT,
 				       "%s does not answer HELLO within %u s: is a ferry recv "
@@ -329,10 +350,13 @@ int ferry_link_send(struct ferry_link *link, enum ferry_wire_type type, const vo
 	pthread_mutex_lock(&link->send_lock);
 	r = ferry_frame_send(link->fd, type, body, length, ferry_clock_in_ms(link->timeout_ms));
 	pthread_mutex_unlock(&link->send_lock);
-	if (r)
-		ferry_error_set(err, -r, "cannot send %s to the destination: %s",
-				ferry_wire_type_name(type), strerror(-r));
-	return r;
+	if (!r)
+		return 0;
+	pthread_mutex_lock(&link->lock);
+	link->broken = true;
+	pthread_mutex_unlock(&link->lock);
+	return ferry_error_set(err, -r, "cannot send %s to the destination: %s",
+			       ferry_wire_type_name(type), strerror(-r));
 }
 
 int ferry_link_flush(struct ferry_link *link, uint32_t round, struct ferry_error *err)
@@ -352,9 +376,10 @@ static int link_verdict(struct ferry_link *link, unsigned int wanted, struct fer
 	/* What was asked for counts even when the line closed right after it. */
 	if (link->facts & wanted)
 		return 0;
-	if (link->facts & FERRY_LINK_REFUSED)
+	/* Who waits for the end of it has heard the words before it. */
+	if (link->facts & FERRY_LINK_REFUSED && wanted != FERRY_LINK_LOST)
 		return ferry_error_set(err, ECONNREFUSED, "the destination refused: %s", link->text);
-	if (link->facts & FERRY_LINK_ABORTED)
+	if (link->facts & FERRY_LINK_ABORTED && wanted != FERRY_LINK_LOST)
 		return ferry_error_set(err, ECONNABORTED, "the destination gave up: %s",
 				       link->text);
 	if (link->facts & FERRY_LINK_LOST)
@@ -412,7 +437,7 @@ unsigned int ferry_link_facts(struct ferry_link *link)
 	unsigned int facts;
 
 	pthread_mutex_lock(&link->lock);
-	facts = link->facts;
+	facts = link->facts | (link->broken ? (unsigned int)FERRY_LINK_LOST : 0);
 	pthread_mutex_unlock(&link->lock);
 	return facts;
 }

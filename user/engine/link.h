@@ -64,7 +64,7 @@ int ferry_link_flush(struct ferry_link *link, uint32_t round, struct ferry_error
 /**
  * ferry_link_wait() - until one of @facts, or a fact that ends it all, is recorded
  *
- * ABORTED, REFUSED and LOST end every wait.
+ * ABORTED, REFUSED and LOST end every wait, but that for LOST alone only by LOST.
  *
  * Return: 0 one of @facts holds; -ECONNABORTED the destination gave up, -ECONNREFUSED it
  * refused (its words in @err), -ECONNRESET the link is lost, -ETIMEDOUT, -ECANCELED.
@@ -76,6 +76,7 @@ int ferry_link_wait(struct ferry_link *link, unsigned int facts, uint64_t deadli
 void ferry_link_cancel(struct ferry_link *link);
 void ferry_link_uncancel(struct ferry_link *link);
 
+/** ferry_link_facts() - all facts so far; LOST also when nothing can be sent any more. */
 unsigned int ferry_link_facts(struct ferry_link *link);
 enum ferry_wire_answer ferry_link_answer(struct ferry_link *link);
 /** ferry_link_start_ns() - from RUN received to guest started, as RUNNING told. */

@@ -19,12 +19,13 @@
 /* For the few bytes of an answer. */
 #define LOBBY_ANSWER_MS 2000
 
-void ferry_lobby_init(struct ferry_lobby *lobby, int listen_fd)
+void ferry_lobby_init(struct ferry_lobby *lobby, int listen_fd, int wake_fd)
 {
 	unsigned int i;
 
 	memset(lobby, 0, sizeof(*lobby));
 	lobby->listen_fd = listen_fd;
+	lobby->wake_fd = wake_fd;
 	for (i = 0; i < FERRY_LOBBY_SEATS; i++)
 		lobby->seats[i].fd = -1;
 }
@@ -112,13 +113,14 @@ int ferry_lobby_wait(struct ferry_lobby *lobby, int other, uint64_t deadline_ns,
 		     struct ferry_wire_hello *hello, int *fd, struct ferry_error *err)
 {
 	for (;;) {
-		struct pollfd p[FERRY_LOBBY_SEATS + 2];
+		struct pollfd p[FERRY_LOBBY_SEATS + 3];
 		uint64_t now = ferry_clock_ns(), soonest = deadline_ns;
 		unsigned int i;
 		int n;
 
 		p[0] = (struct pollfd){ .fd = lobby->listen_fd, .events = POLLIN };
 		p[1] = (struct pollfd){ .fd = other, .events = POLLIN };
+		p[2] = (struct pollfd){ .fd = lobby->wake_fd, .events = POLLIN };
 		for (i = 0; i < FERRY_LOBBY_SEATS; i++) {
 			struct ferry_lobby_seat *seat = &lobby->seats[i];
 
@@ -126,18 +128,20 @@ int ferry_lobby_wait(struct ferry_lobby *lobby, int other, uint64_t deadline_ns,
 				lobby_drop(seat, "no HELLO in time");
 			if (seat->fd >= 0 && seat->deadline_ns < soonest)
 				soonest = seat->deadline_ns;
-			p[i + 2] = (struct pollfd){ .fd = seat->fd, .events = POLLIN };
+			p[i + 3] = (struct pollfd){ .fd = seat->fd, .events = POLLIN };
 		}
 		if (now >= deadline_ns)
 			return -ETIMEDOUT;
-		n = poll(p, FERRY_LOBBY_SEATS + 2, ferry_clock_poll_ms(soonest));
+		n = poll(p, FERRY_LOBBY_SEATS + 3, ferry_clock_poll_ms(soonest));
 		if (n < 0 && errno != EINTR)
 			return ferry_error_set(err, errno, "cannot wait for connections: %s",
 					       strerror(errno));
 		if (n <= 0)
 			continue;
+		if (p[2].revents)
+			return -EINTR;
 		for (i = 0; i < FERRY_LOBBY_SEATS; i++) {
-			if (!p[i + 2].revents || !lobby_read(&lobby->seats[i], hello))
+			if (!p[i + 3].revents || !lobby_read(&lobby->seats[i], hello))
 				continue;
 			*fd = lobby->seats[i].fd;
 			lobby->seats[i].fd = -1;

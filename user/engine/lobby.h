@@ -23,10 +23,11 @@ struct ferry_lobby_seat {
 
 struct ferry_lobby {
 	int listen_fd; /* not owned */
+	int wake_fd;   /* not owned: ends a wait when readable; -1 none */
 	struct ferry_lobby_seat seats[FERRY_LOBBY_SEATS];
 };
 
-void ferry_lobby_init(struct ferry_lobby *lobby, int listen_fd);
+void ferry_lobby_init(struct ferry_lobby *lobby, int listen_fd, int wake_fd);
 
 /**
  * ferry_lobby_wait() - until somebody has said a whole HELLO, or @other has something
@@ -36,7 +37,7 @@ void ferry_lobby_init(struct ferry_lobby *lobby, int listen_fd);
  *
  * Peers of another version are told so and dropped here.
  *
- * Return: 1 a guest, 0 @other is readable, -ETIMEDOUT, -errno.
+ * Return: 1 a guest, 0 @other is readable, -EINTR wake_fd is, -ETIMEDOUT, -errno.
  */
 int ferry_lobby_wait(struct ferry_lobby *lobby, int other, uint64_t deadline_ns,
 		     struct ferry_wire_hello *hello, int *fd, struct ferry_error *err);

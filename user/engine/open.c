@@ -43,9 +43,11 @@ int ferry_open_guest(struct ferry_job *job, enum ferry_guest_role role, struct f
 	};
 	int r = ferry_guest_open(&params, out, err);
 
-	if (!r)
-		job->record.vmm = (*out)->pid;
-	return r;
+	if (r)
+		return r;
+	job->held_guest_fd = -1; /* the guest's now */
+	job->record.vmm = (*out)->pid;
+	return 0;
 }
 
 int ferry_job_undo(struct ferry_job *job, bool resume, struct ferry_error *err)

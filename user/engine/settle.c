@@ -138,9 +138,16 @@ void ferry_settle_back(struct ferry_settle *s, enum ferry_state state,
 	out->exit_code = 1;
 	out->where = FERRY_WHERE_SOURCE;
 	snprintf(job->record.error, sizeof(job->record.error), "%s", why->text);
-	if (ferry_job_phase(job, FERRY_PHASE_ABORTED, &err))
+	r = ferry_job_phase(job, FERRY_PHASE_ABORTED, &err);
+	if (r)
 		ferry_log_warn("%s", err.text);
-	r = s->guest ? s->guest->ops->undo(s->guest, true, &err) : 0;
+	/*
+	 * A COMMIT that failed may stand on disk all the same; with no way to take it back, a
+	 * worker that finds it would send RUN.
+	 */
+	if (!r || job->record.phase == FERRY_PHASE_COMMIT || !job->committed)
+		r = s->guest ? s->guest->ops->undo(s->guest, true, &err) :
+			       ferry_job_undo(job, true, &err);
 	if (r) {
 		out->exit_code = 3;
 		out->where = FERRY_WHERE_STOPPED;
@@ -161,17 +168,7 @@ static void settle_refused(struct ferry_settle *s, const struct ferry_error *why
 {
 	/* It has recorded that; ACK lets it stop listening. */
 	ferry_settle_back(s, FERRY_STATE_FAILED, why, out);
-	if (s->link) {
-		struct ferry_wire_summary summary;
-		uint8_t body[FERRY_WIRE_SUMMARY_BYTES];
-
-		settle_summary(s->job, &summary);
-		ferry_wire_summary_encode(&summary, body);
-		/* It closes first: a socket closed with unread bytes would destroy the ACK. */
-		if (!ferry_link_send(s->link, FERRY_WIRE_ACK, body, sizeof(body), NULL))
-			ferry_link_wait(s->link, FERRY_LINK_LOST,
-					ferry_clock_in_ms(SETTLE_GOODBYE_MS), NULL);
-	}
+	settle_ack(s);
 }
 
 static void settle_unknown(struct ferry_settle *s, const struct ferry_error *why,
@@ -256,6 +253,11 @@ void ferry_settle_commit(struct ferry_settle *s, struct ferry_outcome *out)
 	struct ferry_error err = { 0 };
 	bool ask = false;
 
+	/* Known already, by a worker before us: only ACK is left. */
+	if (s->job->record.phase == FERRY_PHASE_RAN) {
+		settle_completed(s, out);
+		goto out;
+	}
 	if (s->link && settle_try(s, false, &err, out))
 		goto out;
 	if (ferry_job_state(s->job) != FERRY_STATE_COMMIT_UNKNOWN)

@@ -27,6 +27,9 @@
 /* Between the rounds while a person is waited for. */
 #define SOURCE_LEISURE_NS (500 * FERRY_NS_PER_MS)
 
+/* The destination says why before it closes: it is here already, or never comes. */
+#define SOURCE_REASON_MS 500
+
 struct source {
 	struct ferry_job *job;
 	struct ferry_settle settle; /* guest, link and uri live there */
@@ -211,17 +214,22 @@ static int source_bulk(struct source *s, struct ferry_error *err)
 }
 
 /* A policy other than waiting ends a migration that gets nowhere. */
-static int source_stalled(const struct ferry_job *job, const struct ferry_converge_verdict *v,
+static int source_stalled(struct ferry_job *job, const struct ferry_converge_verdict *v,
 			  struct ferry_error *err)
 {
+	uint32_t limit_ms;
+
 	if (!v->stalled || job->options.on_stall != FERRY_ON_STALL_CANCEL)
 		return 0;
+	pthread_mutex_lock(&job->lock);
+	limit_ms = job->options.downtime_limit_ms;
+	pthread_mutex_unlock(&job->lock);
 	return ferry_error_set(err, ETIME,
 			       "the guest writes faster than memory can be sent: expected downtime "
 			       "%llu ms, limit %u ms; raise --downtime-limit or --max-bandwidth, or "
 			       "use --on-stall wait",
 			       (unsigned long long)(v->expected_downtime_ns / FERRY_NS_PER_MS),
-			       job->options.downtime_limit_ms);
+			       limit_ms);
 }
 
 /* Rounds, until what is left fits the downtime. What is pending then goes with the final copy. */
@@ -415,6 +423,21 @@ static const struct source_stage source_stages[] = {
 	{ "commit", source_commit },
 };
 
+/* What broke here may only be the echo of what the destination has to say. */
+static int source_reason(struct source *s, int r, struct ferry_error *err)
+{
+	struct ferry_error why = { 0 };
+	int said;
+
+	if (!s->settle.link || (r != -EPIPE && r != -ECONNRESET))
+		return r;
+	said = ferry_link_wait(s->settle.link, 0, ferry_clock_in_ms(SOURCE_REASON_MS), &why);
+	if (said != -ECONNABORTED && said != -ECONNREFUSED)
+		return r;
+	*err = why;
+	return said;
+}
+
 static int source_run_stages(struct source *s, struct ferry_error *err)
 {
 	size_t i;
@@ -431,7 +454,7 @@ static int source_run_stages(struct source *s, struct ferry_error *err)
 		if (!r && ferry_job_cancelled(s->job))
 			r = ferry_error_set(err, ECANCELED, "cancelled");
 	}
-	return r;
+	return r ? source_reason(s, r, err) : 0;
 }
 
 /* Before COMMIT: the guest goes on here, and the destination is told. */
@@ -512,7 +535,7 @@ static void source_recover_aborted(struct ferry_settle *settle, struct ferry_out
 		out->exit_code = 1;
 		out->error = why;
 	} else {
-		job->state = FERRY_STATE_DEVICE;
+		__atomic_store_n(&job->state, FERRY_STATE_DEVICE, __ATOMIC_RELEASE);
 		ferry_settle_back(settle, FERRY_STATE_FAILED, &why, out);
 	}
 	if (ferry_settle_abort_confirm(settle, why.text, &err))
@@ -526,9 +549,9 @@ void ferry_source_recover(struct ferry_job *job, struct ferry_outcome *out)
 	int r;
 
 	memset(out, 0, sizeof(*out));
-	job->committed = true;
-	job->state = FERRY_STATE_COMMIT_UNKNOWN;
+	__atomic_store_n(&job->state, FERRY_STATE_COMMIT_UNKNOWN, __ATOMIC_RELEASE);
 	pthread_mutex_lock(&job->lock);
+	job->committed = true;
 	job->stats = job->record.stats;
 	pthread_mutex_unlock(&job->lock);
 	r = ferry_uri_parse(job->record.uri, &settle.uri, &err);

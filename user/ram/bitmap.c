@@ -37,7 +37,9 @@ int ferry_bitmap_init(struct ferry_bitmap *map, const struct ferry_ram *ram)
 {
 	unsigned int i;
 
-	*map = (struct ferry_bitmap){ 0 };
+	map->count = 0;
+	map->words = NULL;
+	map->pages = NULL;
 	if (ram->count == 0)
 		return 0;
 	map->words = calloc(ram->count, sizeof(*map->words));

@@ -184,15 +184,12 @@ static int listen_at(const struct target *t)
 
 static void learn_port(int fd, struct ferry_uri *uri)
 {
-	struct sockaddr_storage addr = { 0 };
+	struct sockaddr_storage addr;
 	socklen_t len = sizeof(addr);
-	const struct sockaddr_in6 *v6 = (const void *)&addr;
-	const struct sockaddr_in *v4 = (const void *)&addr;
 
 	if (getsockname(fd, (void *)&addr, &len))
 		return;
-	snprintf(uri->port, sizeof(uri->port), "%u",
-		 ntohs(addr.ss_family == AF_INET6 ? v6->sin6_port : v4->sin_port));
+	getnameinfo((void *)&addr, len, NULL, 0, uri->port, sizeof(uri->port), NI_NUMERICSERV);
 }
 
 int ferry_sock_listen(struct ferry_uri *uri, bool *open_to_all, struct ferry_error *err)
