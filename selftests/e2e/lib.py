@@ -17,6 +17,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -781,10 +782,13 @@ class Lab:
         return "\n".join(parts)
 
     def close(self, failed=False):
-        for pid in self.ferry_pids():
-            for number in (18, 9):  # a stopped process of ours must be able to go
+        # A worker whose guardian dies starts another, and the other way round: until none is
+        # left. SIGKILL ends stopped processes too.
+        end = time.monotonic() + 5
+        while self.ferry_pids() and time.monotonic() < end:
+            for pid in self.ferry_pids():
                 try:
-                    os.kill(pid, number)
+                    os.kill(pid, signal.SIGKILL)
                 except ProcessLookupError:
                     pass
         for qemu in self.qemus:
@@ -805,7 +809,10 @@ class Lab:
     @staticmethod
     def close_all():
         for lab in list(Lab._open):
-            lab.close()
+            try:
+                lab.close()
+            except Exception as error:  # the others must go all the same
+                print("# cleaning up after %s: %s" % (lab.name, error))
         Lab._shared = Lab._shared_guest = None
 
 

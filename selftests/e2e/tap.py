@@ -59,6 +59,12 @@ def _on_alarm(_signum, _frame):
     raise TestTimeout("the test took longer than it may")
 
 
+def _on_sigterm(_signum, _frame):
+    """An end by signal must clean up too, and a second signal must not disturb that."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit(143)
+
+
 def _comment(text, out):
     for line in text.rstrip().splitlines():
         print("# " + line, file=out)
@@ -121,8 +127,7 @@ def main(lab_class, prerequisites=lambda: None):
     out.flush()
     start = time.monotonic()
     count = {"passed": 0, "failed": 0, "skipped": 0}
-    # An end by signal must clean up too: turn it into an exception.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    signal.signal(signal.SIGTERM, _on_sigterm)
     try:
         for number, case in enumerate(chosen, 1):
             count[_run(case, number, lab_class, out)] += 1

@@ -157,7 +157,9 @@ def trackers(lab, name):
         check_equal(send.result["tracker"], name, "tracker")
 
 
-@test(timeout=60, cases={"7.2-to-10.0": (None, "10.0"), "10.0-to-11.1": ("10.0", "11.1")})
+@test(timeout=60, cases={"7.2-to-10.0": (None, "10.0"), "7.2-to-11.1": (None, "11.1"),
+                         "10.0-to-10.0": ("10.0", "10.0"), "10.0-to-11.1": ("10.0", "11.1"),
+                         "11.1-to-11.1": ("11.1", "11.1")})
 def between_versions_of_qemu(lab, old, new):
     machine = "pc-q35-7.2" if old is None else "pc-q35-10.0"
     guest = lab.boot(machine=machine, binary=old and other_qemu(old))

@@ -9,7 +9,7 @@ with the rule switched off (FERRY_TEST_NO_SUSPECTS, FERRY_TEST_NO_HOLES in the
 environment of `ferry send`) --verify must find a stale page, with the rule on it
 never may, over many runs.
 
-To lose a page for sure, DMA must be slow. Reads of slowdisk.py land 80 ms after
+To lose a page for sure, DMA must be slow. Reads of slowdisk.py land 150 ms after
 they were pinned; a file on a real disk is read too, with the rule on only, since
 its reads rarely land late enough. A downtime limit below what devices are
 taken to need makes for rounds in which such a page is sent too early.
@@ -20,6 +20,7 @@ taken to need makes for rounds in which such a page is sent too early.
 """
 import os
 import re
+import signal
 import subprocess
 import sys
 
@@ -29,7 +30,7 @@ from lib import (Disk, Lab, check, check_completed, check_equal, check_result,
 from tap import Failed, Skip, test
 
 LONG = os.environ.get("FERRY_TEST_LONG", "0") not in ("", "0") or "--long" in sys.argv
-RUNS = 20 if LONG else 3  # with a rule on
+RUNS = 20 if LONG else 2  # with a rule on, each case
 TRIES = 6  # with a rule off, at most
 
 NO_SUSPECTS = {"FERRY_TEST_NO_SUSPECTS": "1"}
@@ -40,9 +41,7 @@ NEVER_MS = 20
 AT_ONCE_MS = 5000
 
 DISK_MIB = 8
-READ_DELAY_MS = 80
-# Buffers that guest.c reads into in turn, half a MiB each (its DISK_RING).
-RING = 8
+READ_DELAY_MS = 150
 STALE = re.compile(r"--verify: memory block \S+ differs")
 AIO = ("native", "threads", "io_uring")
 
@@ -127,11 +126,12 @@ def disk_reads(qemu):
 class Attempt:
     """A migration of @guest that is kept going until switch_over()."""
 
-    def __init__(self, lab, guest, *send_args, env=None, **options):
+    def __init__(self, lab, guest, *send_args, env=None, fault=None, **options):
         self.lab, self.guest, self.source = lab, guest, guest.qemu
         self.target = lab.destination("turn%d" % len(lab.qemus), **options)
         self.recv = lab.recv(self.target)
-        self.send = lab.send(self.source, self.recv.listening, *send_args, env=env or {})
+        self.send = lab.send(self.source, self.recv.listening, *send_args, env=env or {},
+                             fault=fault)
 
     def switch_over(self, *command):
         """@command lets it go on, unless it has already, at a moment with nothing pending."""
@@ -191,15 +191,22 @@ def reading_guest(lab, medium, aio):
     return lab.boot(append=append, disks=disks), disks
 
 
+def stopped(pid):
+    return read_text("/proc/%d/stat" % pid).rpartition(")")[2].split()[:1] == ["T"]
+
+
 def read_while_copied(lab, guest, disks, *args, env=None):
-    """Migrate, in some rounds at least, while the guest reads."""
-    attempt = Attempt(lab, guest, "--downtime-limit", NEVER_MS, *args, env=env, disks=disks)
-    attempt.send.wait_state("active")
-    start = disk_reads(attempt.source)
-    # Or rounds come to an end by themselves: there are moments when nothing is pending.
-    wait_until(lambda: "device" in attempt.send.states() or
-               disk_reads(attempt.source) > start + RING, 15, "the guest reads its disk")
-    attempt.switch_over("set", attempt.source.id, "downtime-limit=%d" % AT_ONCE_MS)
+    """Migrate, and let reads land that were under way in a round."""
+    attempt = Attempt(lab, guest, "--downtime-limit", NEVER_MS, *args, env=env, disks=disks,
+                      fault="round:stop")
+    worker = attempt.send.worker()
+    wait_until(lambda: stopped(worker) or "device" in attempt.send.states(), 20,
+               "the first round after the bulk is over")
+    if stopped(worker):  # it is not without a tracker: then there are no rounds
+        start = disk_reads(attempt.source)
+        wait_until(lambda: disk_reads(attempt.source) > start + 2, 15, "the guest reads its disk")
+        os.kill(worker, signal.SIGCONT)
+        attempt.switch_over("set", attempt.source.id, "downtime-limit=%d" % AT_ONCE_MS)
     return attempt
 
 
@@ -214,8 +221,8 @@ def suspects_keep_direct_reads(lab, medium, aio):
         check_equal(result["verified"], True, "verified")
         check(result["rounds"] >= 3, "only %d rounds", result["rounds"])
         check(result["suspect_pages"] > 0, "no page was suspect: %s", result)
-        check(medium != "slow" or result["suspect_copied"] > 0,
-              "no read landed late, this proves nothing: %s", result)
+    check(medium != "slow" or any(result["suspect_copied"] for result in results),
+          "no read landed late: this proves nothing")
 
 
 @test(timeout=60 + 15 * RUNS)
@@ -225,9 +232,8 @@ def too_many_suspects_are_settled_between_rounds(lab):
     results = [read_while_copied(lab, guest, disks, "--verify", "--downtime-limit", 1)
                .check_fresh() for _ in range(RUNS)]
     note_runs("limit 1 ms", results)
-    for result in results:
-        check(result["suspect_pages"] > 0 and result["suspect_copied"] > 0,
-              "no read landed late, this proves nothing: %s", result)
+    check(any(result["suspect_copied"] for result in results),
+          "no read landed late: this proves nothing")
 
 
 @test(timeout=90, cases={aio: (aio,) for aio in AIO})

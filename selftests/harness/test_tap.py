@@ -120,9 +120,18 @@ def programs_that_hang_are_named():
                      'not ok 3 - program: 2 tests planned but 1 reported', '1..3'], lines
 
 
+def parts_name_tests():
+    """A test that is renamed must not silently leave the part that scripts/check runs."""
+    for name, words in suites.E2E_PART.items():
+        path = os.path.join(ROOT, 'selftests/e2e/test_%s.py' % name)
+        for word in words:
+            out, status, _ = tap.run([path, '--list', word], 20, stdout=tap.subprocess.PIPE)
+            assert status == 0 and word in out.decode(), '%s: no test is named %s' % (name, word)
+
+
 FUNCTIONS = [suite_counts, suite_plain_status, suite_missing, suite_timeout_ends_it,
              suite_stray_is_a_failure, programs_are_wrapped_into_one_stream,
-             programs_that_hang_are_named]
+             programs_that_hang_are_named, parts_name_tests]
 
 
 def main():

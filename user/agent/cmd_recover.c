@@ -20,7 +20,9 @@ static int recover_check(const struct ferry_record *record, struct ferry_error *
 		return ferry_error_set(err, EPERM,
 				       "the guest of %s was resumed here by force: no answer counts "
 				       "any more", record->id);
+	/* A destination that missed the last ACK may be told again. */
 	if (record->settled && record->role == FERRY_ROLE_SOURCE &&
+	    record->phase != FERRY_PHASE_RAN &&
 	    !(record->phase == FERRY_PHASE_ABORTED && record->disturbed_peer))
 		return ferry_error_set(err, EALREADY, "%s is over: %s", record->id,
 				       ferry_state_name(record->state));

@@ -308,6 +308,8 @@ static int copy_end_round(struct ferry_copy *copy, uint64_t before_bytes, uint64
 
 	if (r)
 		return r;
+	/* Now, while the destination has nothing to do. A lost link is noticed at the next FLUSH. */
+	ferry_link_ping(copy->link);
 	ferry_multifd_send_stats(copy->pool, &now);
 	ferry_converge_sent(&copy->converge, now.sent_bytes - before_bytes,
 			    ferry_clock_ns() - began_ns);

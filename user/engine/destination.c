@@ -34,6 +34,13 @@
 #include "engine/open.h"
 #include "xport/sock.h"
 
+/*
+ * How long a destination that runs the guest listens for a source that has not said ACK: well
+ * beyond what the source tries by itself. Later, 'ferry recover' on both sides still works.
+ */
+#define DESTINATION_LINGER_TIMES 10
+#define DESTINATION_LINGER_NS (300 * FERRY_NS_PER_S)
+
 /* job->lock is held. */
 static void destination_interrupt(void *ctx)
 {
@@ -292,8 +299,12 @@ static uint64_t destination_deadline_ns(const struct ferry_destination *d)
 
 	if (!d->job->record.epoch)
 		return FERRY_CLOCK_NEVER; /* no source has come yet */
-	if (d->main_fd < 0 && d->job->record.phase == FERRY_PHASE_RAN)
-		return FERRY_CLOCK_NEVER; /* until ACK, or a person has seen enough */
+	/* The guest runs; only the source's question is still to be answered. */
+	if (d->main_fd < 0 && d->job->record.phase == FERRY_PHASE_RAN) {
+		limit_ns *= DESTINATION_LINGER_TIMES;
+		if (limit_ns < DESTINATION_LINGER_NS)
+			limit_ns = DESTINATION_LINGER_NS;
+	}
 	return d->heard_ns + limit_ns;
 }
 

@@ -25,6 +25,9 @@ struct ferry_link {
 	int fd;
 	uint32_t timeout_ms;
 	pthread_t thread;
+	void (*ended)(void *ctx);
+	void *ctx;
+	bool told; /* ended was called; the return path's own */
 
 	/* Protects writes to fd; taken before lock, never after. */
 	pthread_mutex_t send_lock;
@@ -37,8 +40,9 @@ struct ferry_link {
 	enum ferry_wire_answer answer;
 	uint64_t start_ns;
 	uint64_t rtt_ns;
-	uint64_t ping_sent_ns;
+	uint64_t ping_sent_ns; /* of the oldest one without an answer; 0 none */
 	bool cancelled;
+	bool closed; /* in good order, by the destination */
 	bool broken; /* a frame was sent in part or not at all: no other can follow */
 	char text[FERRY_WIRE_MAX_TEXT + 1]; /* why refused, aborted or lost */
 };
@@ -54,6 +58,17 @@ static void link_record(struct ferry_link *link, unsigned int fact, const char *
 	pthread_mutex_unlock(&link->lock);
 }
 
+/* Whoever is busy with the data channels learns that it is in vain. */
+static void link_tell_ended(struct ferry_link *link)
+{
+	const unsigned int ends = FERRY_LINK_LOST | FERRY_LINK_ABORTED | FERRY_LINK_REFUSED;
+
+	if (link->told || !link->ended || !(ferry_link_facts(link) & ends))
+		return;
+	link->told = true;
+	link->ended(link->ctx);
+}
+
 static int link_take_pong(struct ferry_link *link, const uint8_t *body, uint32_t length)
 {
 	uint32_t number;
@@ -66,7 +81,14 @@ static int link_take_pong(struct ferry_link *link, const uint8_t *body, uint32_t
 		return 0;
 	}
 	pthread_mutex_lock(&link->lock);
-	link->rtt_ns = ferry_clock_ns() - link->ping_sent_ns;
+	if (link->ping_sent_ns) {
+		uint64_t rtt_ns = ferry_clock_ns() - link->ping_sent_ns;
+
+		/* The line's own time: all above the least of it is load, and passes. */
+		if (!link->rtt_ns || rtt_ns < link->rtt_ns)
+			link->rtt_ns = rtt_ns;
+	}
+	link->ping_sent_ns = 0;
 	pthread_mutex_unlock(&link->lock);
 	return 0;
 }
@@ -133,14 +155,15 @@ static int link_take(struct ferry_link *link, const struct ferry_wire_frame *fra
 	}
 }
 
-static int link_ping(struct ferry_link *link)
+int ferry_link_ping(struct ferry_link *link)
 {
 	uint8_t body[4];
 	int r;
 
 	ferry_wire_u32_encode(FERRY_LINK_PING_ALIVE, body);
 	pthread_mutex_lock(&link->lock);
-	link->ping_sent_ns = ferry_clock_ns();
+	if (!link->ping_sent_ns)
+		link->ping_sent_ns = ferry_clock_ns();
 	pthread_mutex_unlock(&link->lock);
 	pthread_mutex_lock(&link->send_lock);
 	r = ferry_frame_send(link->fd, FERRY_WIRE_PING, body, sizeof(body),
@@ -162,12 +185,17 @@ static int link_step(struct ferry_link *link, uint64_t *heard_ns, struct ferry_e
 		if (ferry_clock_ns() - *heard_ns > silence_ns)
 			return ferry_error_set(err, ETIMEDOUT, "no word from it for %u s",
 					       link->timeout_ms / 1000);
-		r = link_ping(link);
+		r = ferry_link_ping(link);
 		return r ? ferry_error_set(err, -r, "cannot send: %s", strerror(-r)) : 0;
 	}
 	if (r < 0)
 		return ferry_error_set(err, -r, "cannot wait for it: %s", strerror(-r));
 	r = ferry_frame_recv(link->fd, &frame, &body, ferry_clock_in_ms(link->timeout_ms), err);
+	if (r == -ENODATA) {
+		pthread_mutex_lock(&link->lock);
+		link->closed = true;
+		pthread_mutex_unlock(&link->lock);
+	}
 	if (r == -ENODATA || r == -EPIPE || r == -ECONNRESET)
 		return ferry_error_set(err, -r, "it closed the connection");
 	if (r)
@@ -188,9 +216,10 @@ static void *link_return_path(void *arg)
 	struct ferry_error err = { 0 };
 
 	while (!link_step(link, &heard_ns, &err))
-		;
+		link_tell_ended(link);
 	ferry_log_debug("return path ends: %s", err.text);
 	link_record(link, FERRY_LINK_LOST, err.text);
+	link_tell_ended(link);
 	return NULL;
 }
 
@@ -296,6 +325,8 @@ int ferry_link_open(const struct ferry_link_params *params, struct ferry_link **
 	if (!link)
 		return ferry_error_set(err, ENOMEM, "out of memory");
 	link->timeout_ms = params->timeout_ms;
+	link->ended = params->ended;
+	link->ctx = params->ctx;
 	link->fd = ferry_sock_connect(params->uri, params->deadline_ns, params->stop, err);
 	if (link->fd < 0) {
 		r = link->fd;
@@ -414,6 +445,16 @@ int ferry_link_wait(struct ferry_link *link, unsigned int facts, uint64_t deadli
 	return r;
 }
 
+int ferry_link_why(struct ferry_link *link, struct ferry_error *err)
+{
+	int r;
+
+	pthread_mutex_lock(&link->lock);
+	r = link_verdict(link, 0, err);
+	pthread_mutex_unlock(&link->lock);
+	return r == -EAGAIN || r == -ECANCELED ? 0 : r;
+}
+
 static void link_set_cancelled(struct ferry_link *link, bool cancelled)
 {
 	pthread_mutex_lock(&link->lock);
@@ -450,6 +491,16 @@ enum ferry_wire_answer ferry_link_answer(struct ferry_link *link)
 	answer = link->answer;
 	pthread_mutex_unlock(&link->lock);
 	return answer;
+}
+
+bool ferry_link_closed(struct ferry_link *link)
+{
+	bool closed;
+
+	pthread_mutex_lock(&link->lock);
+	closed = link->closed;
+	pthread_mutex_unlock(&link->lock);
+	return closed;
 }
 
 uint64_t ferry_link_start_ns(struct ferry_link *link)

@@ -41,6 +41,9 @@ struct ferry_link_params {
 	uint32_t timeout_ms;	/* answers; silence */
 	uint64_t deadline_ns;	/* for the connection */
 	const int *stop;	/* see ferry_sock_connect() */
+	/* Called once, by the return-path thread, when no more good can come. May be NULL. */
+	void (*ended)(void *ctx);
+	void *ctx;
 };
 
 /**
@@ -72,6 +75,13 @@ int ferry_link_flush(struct ferry_link *link, uint32_t round, struct ferry_error
 int ferry_link_wait(struct ferry_link *link, unsigned int facts, uint64_t deadline_ns,
 		    struct ferry_error *err);
 
+/**
+ * ferry_link_why() - the words for a link that is lost, or whose peer gave up or refused
+ *
+ * Return: 0 while it is well; -errno as ferry_link_wait() would.
+ */
+int ferry_link_why(struct ferry_link *link, struct ferry_error *err);
+
 /** ferry_link_cancel() - make waits return -ECANCELED until ferry_link_uncancel(). Any thread. */
 void ferry_link_cancel(struct ferry_link *link);
 void ferry_link_uncancel(struct ferry_link *link);
@@ -79,9 +89,14 @@ void ferry_link_uncancel(struct ferry_link *link);
 /** ferry_link_facts() - all facts so far; LOST also when nothing can be sent any more. */
 unsigned int ferry_link_facts(struct ferry_link *link);
 enum ferry_wire_answer ferry_link_answer(struct ferry_link *link);
+/** ferry_link_closed() - was it lost because the destination closed it? */
+bool ferry_link_closed(struct ferry_link *link);
 /** ferry_link_start_ns() - from RUN received to guest started, as RUNNING told. */
 uint64_t ferry_link_start_ns(struct ferry_link *link);
-/** ferry_link_rtt_ns() - the last measured round trip, 0 not known. */
+/** ferry_link_ping() - measure the round trip; the answer is not waited for. Return: 0 or -errno. */
+int ferry_link_ping(struct ferry_link *link);
+
+/** ferry_link_rtt_ns() - the shortest round trip measured so far, 0 not known. */
 uint64_t ferry_link_rtt_ns(struct ferry_link *link);
 
 /**

@@ -71,8 +71,11 @@ static void settle_summary(struct ferry_job *job, struct ferry_wire_summary *w)
 	pthread_mutex_unlock(&job->lock);
 }
 
-/* The last word. The destination closes when it has it; a lost one is sent again. */
-static void settle_ack(struct ferry_settle *s)
+/*
+ * The last word. The destination closes the connection when it has it: then there is no doubt;
+ * a lost one is said again. Return: 0 or -ETIMEDOUT.
+ */
+static int settle_ack(struct ferry_settle *s)
 {
 	uint64_t deadline_ns = ferry_clock_in_ms(s->job->record.timeout_ms);
 	struct ferry_wire_summary summary;
@@ -80,17 +83,17 @@ static void settle_ack(struct ferry_settle *s)
 
 	settle_summary(s->job, &summary);
 	ferry_wire_summary_encode(&summary, body);
-	while (ferry_clock_ns() < deadline_ns) {
+	do {
 		if (s->link && !(ferry_link_facts(s->link) & FERRY_LINK_LOST) &&
-		    !ferry_link_send(s->link, FERRY_WIRE_ACK, body, sizeof(body), NULL)) {
-			/* Only LOST can come now. */
-			ferry_link_wait(s->link, FERRY_LINK_LOST,
-					ferry_clock_in_ms(SETTLE_GOODBYE_MS), NULL);
-			return;
-		}
+		    !ferry_link_send(s->link, FERRY_WIRE_ACK, body, sizeof(body), NULL) &&
+		    !ferry_link_wait(s->link, FERRY_LINK_LOST,
+				     ferry_clock_in_ms(SETTLE_GOODBYE_MS), NULL) &&
+		    ferry_link_closed(s->link))
+			return 0;
 		if (settle_reconnect(s, deadline_ns, NULL))
-			return;
-	}
+			ferry_clock_sleep_ns(SETTLE_RETRY_NS);
+	} while (ferry_clock_ns() < deadline_ns);
+	return -ETIMEDOUT;
 }
 
 static void settle_completed(struct ferry_settle *s, struct ferry_outcome *out)
@@ -121,7 +124,10 @@ static void settle_completed(struct ferry_settle *s, struct ferry_outcome *out)
 	}
 	ferry_fault_point("quit", NULL);
 	ferry_job_move(job, FERRY_STATE_COMPLETED, NULL);
-	settle_ack(s);
+	if (settle_ack(s))
+		ferry_log_warn("the destination runs the guest, and could not be told that this side "
+			       "knows: its ferry recv goes on listening for a while. 'ferry recover "
+			       "%s' here tells it", job->record.id);
 	job->record.settled = true;
 	ferry_job_save(job, NULL);
 }

@@ -62,6 +62,17 @@ static void source_interrupt(void *ctx)
 		ferry_multifd_send_abort(s->cancel_pool);
 }
 
+/* The return path: the destination is lost or has given up. */
+static void source_link_ended(void *ctx)
+{
+	struct source *s = ctx;
+
+	pthread_mutex_lock(&s->job->lock);
+	if (s->cancel_pool)
+		ferry_multifd_send_abort(s->cancel_pool);
+	pthread_mutex_unlock(&s->job->lock);
+}
+
 /* From now on a cancel breaks waits on what there is. */
 static void source_arm(struct source *s)
 {
@@ -70,6 +81,15 @@ static void source_arm(struct source *s)
 	s->cancel_pool = s->copying ? s->copy.pool : NULL;
 	pthread_mutex_unlock(&s->job->lock);
 	ferry_job_interrupt(s->job, source_interrupt, s);
+}
+
+/* Before the link or the pool is freed. */
+static void source_disarm(struct source *s)
+{
+	pthread_mutex_lock(&s->job->lock);
+	s->cancel_link = NULL;
+	s->cancel_pool = NULL;
+	pthread_mutex_unlock(&s->job->lock);
 }
 
 static int source_attach(struct source *s, struct ferry_error *err)
@@ -115,6 +135,8 @@ static void source_link_params(struct source *s, struct ferry_link_params *p)
 		.timeout_ms = s->job->options.timeout_ms,
 		.deadline_ns = ferry_clock_in_ms(s->job->options.timeout_ms),
 		.stop = &s->stop,
+		.ended = source_link_ended,
+		.ctx = s,
 	};
 }
 
@@ -507,6 +529,10 @@ void ferry_source_run(struct ferry_job *job, struct ferry_outcome *out)
 	if (!r)
 		r = source_run_stages(&s, &err);
 	ferry_job_interrupt(job, NULL, NULL);
+	source_disarm(&s);
+	/* The main channel knows better than a data channel why it ended. */
+	if (r && s.settle.link && !ferry_job_cancelled(job))
+		ferry_link_why(s.settle.link, &err);
 	if (r) {
 		source_roll_back(&s, &err, out);
 	} else {

@@ -184,7 +184,7 @@ static int worth_another(int rc)
 static int try_threads(struct ferry_inject *inj, struct ferry_tracer_call *call,
 		       uint64_t deadline_ns, struct ferry_error *err)
 {
-	pid_t tids[THREADS_MAX];
+	pid_t tids[THREADS_MAX] = { 0 };
 	int i, n, rc = -ESRCH;
 
 	n = list_threads(inj->pid, tids, THREADS_MAX);
