@@ -13,18 +13,23 @@
 #include "base/log.h"
 
 /* What to type when a migration is not over and no process serves it any more. */
-static const char *status_advice(const char *phase, const char *role)
+static void status_advice(const struct ferry_record *r, char *text, size_t room)
 {
-	if (!strcmp(phase, "commit"))
-		return "recover ID (or resume ID --force-source)";
-	if (!strcmp(phase, "commit-wait"))
-		return "recover ID, cancel ID (or resume ID --force-destination)";
-	if (!strcmp(role, "destination") && (!strcmp(phase, "run-accepted") ||
-					     !strcmp(phase, "ran")))
-		return "recover ID (or resume ID)";
-	if (!strcmp(phase, "ran"))
-		return "recover ID";
-	return "resume ID";
+	bool source = r->role == FERRY_ROLE_SOURCE;
+	const char *id = r->id;
+
+	if (r->phase == FERRY_PHASE_COMMIT)
+		snprintf(text, room, "ferry recover %s (asks the destination), or, only if you are "
+			 "certain that it never ran the guest and never will: ferry resume %s "
+			 "--force-source", id, id);
+	else if (r->phase == FERRY_PHASE_COMMIT_WAIT)
+		snprintf(text, room, "ferry recover %s (waits for the source), ferry cancel %s (if the "
+			 "guest runs at the source), or, only if the source is gone for good: ferry "
+			 "resume %s --force-destination", id, id, id);
+	else if (r->phase == FERRY_PHASE_RAN || (!source && r->phase == FERRY_PHASE_RUN_ACCEPTED))
+		snprintf(text, room, "ferry recover %s", id);
+	else
+		snprintf(text, room, "ferry resume %s", id);
 }
 
 /* Ask the process, or read what it left. Return: the object, or NULL with a text. */
@@ -32,6 +37,7 @@ static struct json_object *status_get(const char *id, struct ferry_error *err)
 {
 	struct json_object *request = json_object_new_object(), *status = NULL;
 	struct ferry_record record;
+	char advice[512];
 	int r;
 
 	json_object_object_add(request, "command", json_object_new_string("status"));
@@ -45,10 +51,10 @@ static struct json_object *status_get(const char *id, struct ferry_error *err)
 	if (r)
 		return NULL;
 	status = ferry_control_status(&record, record.state, &record.stats, false);
-	if (!record.settled)
-		json_object_object_add(status, "advice", json_object_new_string(
-			status_advice(ferry_phase_name(record.phase),
-				      ferry_role_name(record.role))));
+	if (!record.settled) {
+		status_advice(&record, advice, sizeof(advice));
+		json_object_object_add(status, "advice", json_object_new_string(advice));
+	}
 	ferry_record_free(&record);
 	return status;
 }
@@ -94,7 +100,7 @@ static void status_whole(struct json_object *s)
 	if (text_of(s, "error")[0])
 		printf("  error: %s\n", text_of(s, "error"));
 	if (text_of(s, "advice")[0])
-		printf("  no process serves it any more; type: ferry %s\n", text_of(s, "advice"));
+		printf("  no process serves it any more; type:\n    %s\n", text_of(s, "advice"));
 }
 
 struct list_context {

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "base/clock.h"
+#include "base/log.h"
 
 static const char *const where_names[] = {
 	[FERRY_WHERE_SOURCE] = "source",	   [FERRY_WHERE_DESTINATION] = "destination",
@@ -52,6 +53,7 @@ enum ferry_state ferry_job_state(struct ferry_job *job)
 int ferry_job_move(struct ferry_job *job, enum ferry_state to, struct ferry_error *err)
 {
 	enum ferry_state from = ferry_job_state(job);
+	struct ferry_error save = { 0 };
 	int r = ferry_state_move(&job->state, job->record.role, from, to);
 
 	if (r)
@@ -59,6 +61,9 @@ int ferry_job_move(struct ferry_job *job, enum ferry_state to, struct ferry_erro
 				       ferry_state_name(from), ferry_state_name(to),
 				       ferry_role_name(job->record.role));
 	job->record.state = to;
+	/* What status shows after a crash; the phase, not this, decides who owns the guest. */
+	if (job->hooks->save && ferry_job_save(job, &save))
+		ferry_log_warn("%s", save.text);
 	if (job->hooks->state)
 		job->hooks->state(job->hooks->ctx, to);
 	return 0;

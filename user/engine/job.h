@@ -97,7 +97,7 @@ enum ferry_state ferry_job_state(struct ferry_job *job);
 /**
  * ferry_job_move() - publish the next state (compare-and-swap from the present one)
  *
- * The record's state follows; it is written with the next save.
+ * The record's state follows and is saved; a failure to save is only told.
  * Return: 0; -EPERM with a text if the table forbids it.
  */
 int ferry_job_move(struct ferry_job *job, enum ferry_state to, struct ferry_error *err);
