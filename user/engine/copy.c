@@ -6,8 +6,8 @@
  * the multifd pool, SYNC the channels, FLUSH on the main channel, wait for
  * FLUSHED. The bulk round, before the first collect(), takes what holds data.
  *
- * Three rules make "collected" mean "nothing is lost" (Documentation of the
- * switchover tells them at length):
+ * Three rules make "collected" mean "nothing is lost" (Documentation/trackers.rst
+ * tells them at length):
  *
  * - Pinned DMA. A tracker that works by page tables marks a page when it is
  *   pinned, not when the DMA lands. While direct I/O is possible each collected
@@ -512,13 +512,18 @@ int ferry_copy_final(struct ferry_copy *copy, struct ferry_error *err)
 	return r;
 }
 
-void ferry_copy_close(struct ferry_copy *copy)
+void ferry_copy_hang_up(struct ferry_copy *copy)
 {
 	if (copy->pool) {
 		copy_progress(copy, 0, 0);
 		ferry_multifd_send_free(copy->pool);
 		copy->pool = NULL;
 	}
+}
+
+void ferry_copy_close(struct ferry_copy *copy)
+{
+	ferry_copy_hang_up(copy);
 	if (copy->dirty)
 		copy->dirty->ops->stop(copy->dirty);
 	copy->dirty = NULL;

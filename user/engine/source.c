@@ -492,9 +492,13 @@ static void source_roll_back(struct source *s, struct ferry_error *why, struct f
 	}
 	ferry_settle_abort(&s->settle, why->text);
 	if (s->copying)
-		ferry_copy_close(&s->copy);
+		ferry_copy_hang_up(&s->copy);
 	ferry_settle_back(&s->settle, cancelled ? FERRY_STATE_CANCELLED : FERRY_STATE_FAILED, why,
 			  out);
+	/* Taking the protection off all of RAM takes a while: not while the guest stands still. */
+	if (s->copying)
+		ferry_copy_close(&s->copy);
+	s->copying = false;
 	if (ferry_settle_abort_confirm(&s->settle, why->text, &err))
 		snprintf(out->advice + strlen(out->advice),
 			 sizeof(out->advice) - strlen(out->advice),
@@ -536,9 +540,8 @@ void ferry_source_run(struct ferry_job *job, struct ferry_outcome *out)
 	if (r) {
 		source_roll_back(&s, &err, out);
 	} else {
-		/* What the VMM carries for tracking goes now, not when the answer comes. */
-		ferry_copy_close(&s.copy);
-		s.copying = false;
+		/* Tracking ends after the guest runs again, in source_free(). */
+		ferry_copy_hang_up(&s.copy);
 		ferry_settle_commit(&s.settle, out);
 	}
 	pthread_mutex_lock(&job->lock);
