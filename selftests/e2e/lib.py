@@ -24,7 +24,7 @@ import tempfile
 import threading
 import time
 
-from tap import Failed, Skip, check, check_equal
+from tap import SLOW, Failed, Skip, check, check_equal
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 FERRY = os.environ.get("FERRY", os.path.join(ROOT, "build", "ferry"))
@@ -42,7 +42,7 @@ FINAL_EVENTS = ("completed", "failed", "cancelled")
 
 def wait_until(condition, seconds, what):
     """Poll @condition until it is true; its value is returned."""
-    end = time.monotonic() + seconds
+    end = time.monotonic() + seconds * SLOW
     pause = 0.002
     while True:
         value = condition()
@@ -138,7 +138,7 @@ class Qmp:
 
     def __init__(self, path, seconds=10, alive=lambda: True):
         self.path, self.events = path, []
-        end = time.monotonic() + seconds
+        end = time.monotonic() + seconds * SLOW
         while True:
             self.socket = socket.socket(socket.AF_UNIX)
             try:
@@ -151,7 +151,7 @@ class Qmp:
                 if time.monotonic() > end:
                     raise Failed("cannot connect to %s: %s" % (path, error))
                 time.sleep(0.01)
-        self.socket.settimeout(seconds)
+        self.socket.settimeout(seconds * SLOW)
         self.file = self.socket.makefile("rb")
         self.greeting = self._read()["QMP"]
         self.command("qmp_capabilities")
@@ -548,7 +548,7 @@ class Ferry:
 
     def wait_event(self, wanted, seconds, what):
         """The first event for which @wanted is true; fails when ferry ends before."""
-        end = time.monotonic() + seconds
+        end = time.monotonic() + seconds * SLOW
         with self._changed:
             while True:
                 for event in self.events:
@@ -590,7 +590,7 @@ class Ferry:
 
     def finish(self, seconds=30):
         """Wait until every process of this run has ended: guardian, worker, successors."""
-        end = time.monotonic() + seconds
+        end = time.monotonic() + seconds * SLOW
         with self._changed:
             while not self._eof:
                 if not self._changed.wait(max(0, end - time.monotonic())) and \

@@ -356,7 +356,7 @@ static void refused(void **state)
 	struct ferry_link *link = up(p);
 	struct ferry_error err;
 
-	say(p, FERRY_WIRE_REFUSED, "no \033[1mdisk", 12);
+	say(p, FERRY_WIRE_REFUSED, "no \033[1mdisk", 11);
 	ferry_io_close(&p->fd);
 	assert_int_equal(wait_for(link, FERRY_LINK_RUNNING, SOON_MS, &err), -ECONNREFUSED);
 	assert_string_equal(err.text, "the destination refused: no ?[1mdisk");
@@ -442,7 +442,7 @@ static void nonsense(void **state)
 	}
 }
 
-/* A quiet line is pinged each second, a silent one is lost after the timeout. */
+/* A quiet line is pinged, a silent one is lost after the timeout. */
 static void silence(void **state)
 {
 	struct peer *p = *state;

@@ -16,8 +16,8 @@
 #include "xport/frame.h"
 #include "xport/sock.h"
 
-/* How often a quiet line is asked whether it lives. */
-#define LINK_PING_NS FERRY_NS_PER_S
+/* How often a quiet line is asked whether it lives: well within the least --timeout, 1 s. */
+#define LINK_PING_NS (300 * FERRY_NS_PER_MS)
 
 #define LINK_SLICE_NS (50 * FERRY_NS_PER_MS)
 

@@ -12,7 +12,7 @@
 /*
  * The source's end of the main channel. A return-path thread reads what the
  * destination says and only records it; the migration thread waits for facts
- * and makes the transitions. The same thread sends a PING each second when the
+ * and makes the transitions. The same thread sends a PING now and then when the
  * line is quiet and takes a destination that is silent for too long as lost.
  */
 struct ferry_link;

@@ -1,0 +1,128 @@
+#!/bin/sh
+# SPDX-License-Identifier: GPL-2.0-or-later
+#
+# The whole program on a stock Debian 12 kernel, where guests are tracked by
+# soft-dirty bits. Prints TAP.
+#
+#   selftests/vm/run.sh [FLAVOUR]           default: standard; see selftests/qemu/kernel.sh
+#
+# Boots the kernel under emulation with this machine's own root, read-only by
+# virtio-9p with a tmpfs over it, and runs inside.py there: QEMUs in a QEMU. The
+# processor has no XSAVE, so that remote system calls save registers by FXSAVE,
+# which no other suite makes them do.
+set -u
+cd "$(dirname "$0")/../.." || exit 1
+here=$PWD
+case ${O:-build} in /*) out=$O ;; *) out=$here/${O:-build} ;; esac
+flavour=${1:-standard}
+number=0
+# Inside everything is slower than what deadlines were made for.
+slow=20
+
+# What must pass: a test that is skipped in there is a failure.
+tests='this_is_a_stock_kernel doctor migration what_does_not_work_here_is_refused'
+limit=280
+if [ -n "${FERRY_TEST_LONG-}" ]; then
+	tests="$tests remote_system_calls_without_xsave demo"
+	limit=1500
+fi
+
+result() { # WORDS-OF-RESULT NAME [REMARK]
+	number=$((number + 1))
+	echo "$1 $number - $2${3:+ # $3}"
+}
+
+skip() { # REASON
+	echo "1..0 # SKIP $1"
+	exit 0
+}
+
+work=$(mktemp -d) || exit 1
+qemu=
+trap '[ -z "$qemu" ] || kill "$qemu" 2>/dev/null; rm -rf "$work"' EXIT
+trap 'exit 143' TERM INT
+
+for tool in busybox cpio gzip qemu-system-x86_64; do
+	command -v "$tool" > /dev/null || skip "'$tool' is missing: run scripts/install test"
+done
+
+# The module loader that guests have, but with a script of ours for the workload: of
+# two archives the second one's file stays.
+make_initramfs() {
+	selftests/qemu/initramfs.sh "$work/initramfs" "$modules" \
+		virtio_pci 9pnet_virtio 9p overlay veth || return
+	cat > "$work/guest" <<-GUEST
+		#!/bin/busybox sh
+		/bin/busybox mkdir /host /change /root
+		/bin/busybox mount -t 9p -o ro,trans=virtio,version=9p2000.L,cache=loose,msize=512000 host /host
+		/bin/busybox mount -t tmpfs change /change
+		/bin/busybox mkdir /change/upper /change/work
+		/bin/busybox mount -t overlay -o lowerdir=/host,upperdir=/change/upper,workdir=/change/work root /root
+		for folder in proc sys dev; do
+			/bin/busybox mount --move /\$folder /root/\$folder
+		done
+		/bin/busybox mkdir -p /root/dev/shm /root/dev/pts
+		/bin/busybox mount -t tmpfs run /root/run
+		/bin/busybox mount -t tmpfs shm /root/dev/shm
+		/bin/busybox mount -t devpts pts /root/dev/pts
+		/bin/busybox ifconfig lo up
+		/bin/busybox chroot /root /usr/bin/env -i PATH="$PATH" HOME=/root O="$out" \\
+			WERROR="${WERROR-}" FERRY="$out/ferry" FERRY_CACHE="$cache" \\
+			FERRY_TEST_SLOW="$slow" PYTHONDONTWRITEBYTECODE=1 \\
+			python3 "$here/selftests/vm/inside.py" $tests 2>&1
+		echo "ENDED \$?"
+		/bin/busybox poweroff -f
+	GUEST
+	chmod +x "$work/guest"
+	(cd "$work" && echo guest | cpio -o -H newc --quiet | gzip -1) >> "$work/initramfs"
+}
+
+# What inside.py would otherwise have to make there.
+prepare() {
+	make --no-print-directory O="$out" "$out/ferry" "$out/unit/test_inject" &&
+	(cd selftests/e2e && PYTHONDONTWRITEBYTECODE=1 python3 -c 'import lib; lib.boot_files()') &&
+	make_initramfs
+}
+
+# Without cx16, because QEMU 7.2's emulation of CMPXCHG16B leaves rubbish in the flags.
+boot() {
+	timeout "$limit" qemu-system-x86_64 -nodefaults -no-reboot -display none -serial stdio \
+		-machine pc -accel tcg,thread=multi -cpu Nehalem,-cx16 -smp 2 -m 3G \
+		-virtfs local,path=/,mount_tag=host,security_model=none,readonly=on,multidevs=remap \
+		-kernel "$kernel" -initrd "$work/initramfs" \
+		-append 'console=ttyS0 quiet panic=-1' < /dev/null > "$work/serial" 2>&1 &
+	qemu=$!
+	wait "$qemu"
+	qemu=
+}
+
+cache=$(readlink -f "${FERRY_CACHE:-build/cache}")
+selftests/qemu/kernel.sh "$flavour" > "$work/kernel" 2> "$work/log" ||
+	skip "no kernel: $(tail -n 1 "$work/log")"
+{ read -r kernel; read -r modules; } < "$work/kernel"
+if ! prepare > "$work/log" 2>&1; then
+	sed 's/^/# /' "$work/log"
+	echo '1..1'
+	result 'not ok' 'what is run inside was built'
+	exit 1
+fi
+boot
+tr -d '\r' < "$work/serial" > "$work/log"
+sed -n 's/^BOOTED/# &/p; /^# *saw: /p' "$work/log"
+missed=0
+for name in $tests; do
+	if grep -q "^ok [0-9]* - $name # [0-9.]* s\$" "$work/log"; then
+		result ok "$name"
+	else
+		result 'not ok' "$name"
+		missed=1
+	fi
+done
+if grep -q '^ENDED 0$' "$work/log"; then
+	result ok 'it ended by itself'
+else
+	result 'not ok' 'it ended by itself'
+	missed=1
+fi
+[ "$missed" = 0 ] || sed 's/^/# /' "$work/log"
+echo "1..$number"
