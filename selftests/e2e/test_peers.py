@@ -214,7 +214,7 @@ FRAMES = {
     "early PACKAGE": (config() + frame(PACKAGE, b"x"), "the source sent PACKAGE out of order"),
     "early PING": (frame(PING, u32(LOADED)), "the source sent PING out of order"),
     "unknown PING": (frame(PING, u32(7)), "the source sent an unknown PING"),
-    "early RUN": (frame(RUN), "the source sent RUN in phase open"),
+    "early RUN": (frame(RUN, bytes(4)), "the source sent RUN in phase open"),
     "early ASK": (frame(ASK), "the source sent ASK in phase open"),
     "early ACK": (frame(ACK, bytes(72)), "the source sent ACK in phase open"),
     "READY from the wrong side": (frame(READY), "the source sent READY in phase open"),
@@ -554,7 +554,7 @@ def play_garbage(_destination, line):
 
 def play_wrong_frame(_destination, line):
     until_ready(line)
-    line.say(frame(RUN))
+    line.say(frame(RUN, bytes(4)))
 
 
 def play_long_frame(_destination, line):

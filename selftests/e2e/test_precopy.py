@@ -448,6 +448,28 @@ def a_paused_guest_stays_paused(lab):
 
 
 @test()
+def a_guest_arrives_as_its_owner_left_it(lab):
+    """Paused or resumed by a person while it is being moved: ferry does not overrule that."""
+    guest = lab.boot()
+    target, recv, send = two_on_loopback(lab, guest, ("--pause-before-switchover",))
+    send.wait_state("pre-switchover")
+    guest.qemu.monitor.command("stop")
+    lab.run("cancel", guest.qemu.id).check_code(0)
+    send.finish().check_code(1)
+    recv.finish().check_code(1)
+    check_equal(guest.qemu.status(), "paused", "the state of a source paused by hand")
+    target.kill()
+    target, recv, send = two_on_loopback(lab, guest, ("--pause-before-switchover",))
+    send.wait_state("pre-switchover")
+    guest.qemu.monitor.command("cont")
+    lab.run("continue", guest.qemu.id).check_code(0)
+    check_completed(send, recv)
+    check(target.running(), "the guest was running when it left")
+    guest.moved(target)
+    guest.check_good()
+
+
+@test()
 def a_paused_guest_stays_paused_after_cancel(lab):
     guest = lab.boot()
     guest.qemu.monitor.command("stop")

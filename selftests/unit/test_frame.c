@@ -61,7 +61,7 @@ static void every_type(void **state)
 		[FERRY_WIRE_FLUSHED] = 4,   [FERRY_WIRE_HASHES] = 32, [FERRY_WIRE_PACKAGE] = 5000,
 		[FERRY_WIRE_PING] = 4,	    [FERRY_WIRE_PONG] = 4,    [FERRY_WIRE_RUNNING] = 8,
 		[FERRY_WIRE_REFUSED] = 100, [FERRY_WIRE_ACK] = 72,    [FERRY_WIRE_ABORT] = 1024,
-		[FERRY_WIRE_ANSWER] = 4,
+		[FERRY_WIRE_ANSWER] = 4,    [FERRY_WIRE_RUN] = 4,
 	};
 	struct ferry_wire_frame f;
 	uint8_t out[5000], *body;
@@ -156,9 +156,9 @@ static void bad_headers(void **state)
 
 	refuses(sv, 4711, 0, 0, -EPROTONOSUPPORT, "unknown type 4711");
 	refuses(sv, FERRY_WIRE_PACKAGE, 0, FERRY_WIRE_MAX_PACKAGE + 1, -EMSGSIZE, "PACKAGE");
-	refuses(sv, FERRY_WIRE_RUN, 0, 1, -EMSGSIZE, "RUN");
+	refuses(sv, FERRY_WIRE_ASK, 0, 1, -EMSGSIZE, "ASK");
 	refuses(sv, FERRY_WIRE_CONFIG, 0, 15, -EMSGSIZE, "CONFIG");
-	refuses(sv, FERRY_WIRE_RUN, 0x8000, 0, -EPROTO, "flags 0x8000");
+	refuses(sv, FERRY_WIRE_ASK, 0x8000, 0, -EPROTO, "flags 0x8000");
 	refuses(sv, 4711, FERRY_WIRE_OPTIONAL, UINT32_MAX, -EMSGSIZE, "4294967295");
 }
 
@@ -214,7 +214,7 @@ static void nobody_there(void **state)
 
 	ferry_io_close(&sv[1]);
 	/* An error, not a SIGPIPE. */
-	assert_int_equal(ferry_frame_send(sv[0], FERRY_WIRE_RUN, NULL, 0,
+	assert_int_equal(ferry_frame_send(sv[0], FERRY_WIRE_ASK, NULL, 0,
 					  ferry_clock_in_ms(SOON_MS)), -EPIPE);
 }
 

@@ -397,8 +397,8 @@ static void lost(void **state)
 	assert_string_equal(err.text, "the link to the destination is lost: it closed the "
 				      "connection");
 	/* What cannot be sent is said to be lost too, so that nothing waits to send more. */
-	assert_true(ferry_link_send(link, FERRY_WIRE_RUN, NULL, 0, &err) < 0);
-	assert_memory_equal(err.text, "cannot send RUN to the destination: ", 36);
+	assert_true(ferry_link_send(link, FERRY_WIRE_ASK, NULL, 0, &err) < 0);
+	assert_memory_equal(err.text, "cannot send ASK to the destination: ", 36);
 	assert_true(ferry_link_facts(link) & FERRY_LINK_LOST);
 	ferry_link_close(link);
 }
@@ -410,7 +410,7 @@ static void nonsense(void **state)
 		uint32_t length;
 		const char *text;
 	} cases[] = {
-		{ FERRY_WIRE_RUN, 0, "it sent a bad or unexpected RUN frame" },
+		{ FERRY_WIRE_RUN, 4, "it sent a bad or unexpected RUN frame" },
 		{ FERRY_WIRE_FLUSH, 4, "it sent a bad or unexpected FLUSH frame" },
 		{ FERRY_WIRE_ANSWER, 4, "it sent a bad or unexpected ANSWER frame" },
 		{ 99, 0, "the other side sent a frame of unknown type 99; install the same release "

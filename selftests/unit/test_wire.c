@@ -171,7 +171,7 @@ static void frame_bounds(void **state)
 		{ FERRY_WIRE_PACKAGE, 0, 64u << 20 },
 		{ FERRY_WIRE_PING, 4, 4 },
 		{ FERRY_WIRE_PONG, 4, 4 },
-		{ FERRY_WIRE_RUN, 0, 0 },
+		{ FERRY_WIRE_RUN, 4, 4 },
 		{ FERRY_WIRE_RUNNING, 8, 8 },
 		{ FERRY_WIRE_REFUSED, 0, 1024 },
 		{ FERRY_WIRE_ACK, 72, 72 },

@@ -53,20 +53,20 @@ make_initramfs() {
 		virtio_pci 9pnet_virtio 9p overlay veth || return
 	cat > "$work/guest" <<-GUEST
 		#!/bin/busybox sh
-		/bin/busybox mkdir /host /change /root
+		/bin/busybox mkdir /host /change /machine
 		/bin/busybox mount -t 9p -o ro,trans=virtio,version=9p2000.L,cache=loose,msize=512000 host /host
 		/bin/busybox mount -t tmpfs change /change
 		/bin/busybox mkdir /change/upper /change/work
-		/bin/busybox mount -t overlay -o lowerdir=/host,upperdir=/change/upper,workdir=/change/work root /root
+		/bin/busybox mount -t overlay -o lowerdir=/host,upperdir=/change/upper,workdir=/change/work machine /machine
 		for folder in proc sys dev; do
-			/bin/busybox mount --move /\$folder /root/\$folder
+			/bin/busybox mount --move /\$folder /machine/\$folder
 		done
-		/bin/busybox mkdir -p /root/dev/shm /root/dev/pts
-		/bin/busybox mount -t tmpfs run /root/run
-		/bin/busybox mount -t tmpfs shm /root/dev/shm
-		/bin/busybox mount -t devpts pts /root/dev/pts
+		/bin/busybox mkdir -p /machine/dev/shm /machine/dev/pts
+		/bin/busybox mount -t tmpfs run /machine/run
+		/bin/busybox mount -t tmpfs shm /machine/dev/shm
+		/bin/busybox mount -t devpts pts /machine/dev/pts
 		/bin/busybox ifconfig lo up
-		/bin/busybox chroot /root /usr/bin/env -i PATH="$PATH" HOME=/root O="$out" \\
+		/bin/busybox chroot /machine /usr/bin/env -i PATH="$PATH" HOME=/root O="$out" \\
 			WERROR="${WERROR-}" FERRY="$out/ferry" FERRY_CACHE="$cache" \\
 			FERRY_TEST_SLOW="$slow" PYTHONDONTWRITEBYTECODE=1 \\
 			python3 "$here/selftests/vm/inside.py" $tests 2>&1

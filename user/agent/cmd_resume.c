@@ -58,7 +58,10 @@ static int resume_source(struct ferry_job *job, bool force, struct ferry_error *
 	if (!r)
 		r = resume_end(job, FERRY_STATE_FAILED, err);
 	if (!r)
-		printf("%s: the guest is back as it was before, at the source\n", id);
+		printf("%s: the guest is back as it was before, at the source\n%s", id,
+		       job->record.disturbed_peer && job->record.phase == FERRY_PHASE_ABORTED ?
+			       "A destination may still wait for it; 'ferry recover' with this id "
+			       "tells it to give up.\n" : "");
 	return r;
 }
 

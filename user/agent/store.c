@@ -93,7 +93,8 @@ static int store_replace(const char *path, const char *text)
 	int fd, dir_fd, r;
 	char *slash;
 
-	snprintf(aside, sizeof(aside), "%s.%d", path, (int)getpid());
+	/* One writer at a time holds the lock of the id; a crash leaves at most this. */
+	snprintf(aside, sizeof(aside), "%s.new", path);
 	fd = open(aside, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
 	if (fd < 0)
 		return -errno;

@@ -60,7 +60,6 @@ static int on_config(struct ferry_destination *d, const uint8_t *body, uint32_t 
 		return ferry_error_set(err, EPROTO, "the source sent a bad or second CONFIG");
 	d->configured = true;
 	d->verify = config.flags & FERRY_WIRE_CONFIG_VERIFY;
-	d->job->record.guest_paused = config.flags & FERRY_WIRE_CONFIG_PAUSED;
 	return 0;
 }
 
@@ -334,13 +333,15 @@ static int on_run(struct ferry_destination *d, const uint8_t *body, uint32_t len
 {
 	struct ferry_job *job = d->job;
 	uint64_t began_ns = ferry_clock_ns();
+	uint32_t flags;
 	uint8_t ns[8];
-	int r = 0;
+	int r = ferry_wire_u32_decode(&flags, body, length);
 
-	(void)body;
-	(void)length;
+	if (r || (flags & ~FERRY_WIRE_RUN_PAUSED))
+		return ferry_error_set(err, EPROTO, "the source sent RUN with unknown flags");
 	if (job->record.phase == FERRY_PHASE_REFUSED || job->record.phase == FERRY_PHASE_ABORTED)
 		return refuse(d);
+	job->record.guest_paused = flags & FERRY_WIRE_RUN_PAUSED;
 	if (job->record.phase == FERRY_PHASE_COMMIT_WAIT) {
 		r = ferry_destination_accept_run(d, err);
 		if (r == -ECONNREFUSED)

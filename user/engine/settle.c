@@ -206,8 +206,11 @@ static void settle_unknown(struct ferry_settle *s, const struct ferry_error *why
 static int settle_run(struct ferry_settle *s, struct ferry_error *err)
 {
 	uint64_t deadline_ns = ferry_clock_in_ms(s->job->record.timeout_ms);
-	int r = ferry_link_send(s->link, FERRY_WIRE_RUN, NULL, 0, err);
+	uint8_t flags[4];
+	int r;
 
+	ferry_wire_u32_encode(s->job->record.guest_paused ? FERRY_WIRE_RUN_PAUSED : 0, flags);
+	r = ferry_link_send(s->link, FERRY_WIRE_RUN, flags, sizeof(flags), err);
 	if (r)
 		return -ECONNRESET;
 	ferry_fault_point("run", NULL);

@@ -109,10 +109,6 @@ static int source_attach(struct source *s, struct ferry_error *err)
 		r = ferry_ram_map(&s->ram, false, err);
 	if (r)
 		return r;
-	r = ops->running(s->settle.guest, err);
-	if (r < 0)
-		return r;
-	job->record.guest_paused = !r;
 	pthread_mutex_lock(&job->lock);
 	job->stats.ram_bytes = ferry_ram_bytes(&s->ram);
 	job->stats.channels = job->options.channels;
@@ -181,8 +177,6 @@ static int source_connect(struct source *s, struct ferry_error *err)
 	source_arm(s);
 	if (s->job->options.verify)
 		config.flags |= FERRY_WIRE_CONFIG_VERIFY;
-	if (s->job->record.guest_paused)
-		config.flags |= FERRY_WIRE_CONFIG_PAUSED;
 	ferry_wire_config_encode(&config, body);
 	r = ferry_link_send(s->settle.link, FERRY_WIRE_CONFIG, body, sizeof(body), err);
 	if (!r)
@@ -324,6 +318,12 @@ static int source_pre_switchover(struct source *s, struct ferry_error *err)
 
 static int source_stop(struct source *s, struct ferry_error *err)
 {
+	/* A person may have paused or resumed it since we came: it arrives as it is now. */
+	int r = s->settle.guest->ops->running(s->settle.guest, err);
+
+	if (r < 0)
+		return r;
+	s->job->record.guest_paused = !r;
 	s->settle.stopped_ns = ferry_clock_ns();
 	return s->settle.guest->ops->pause(s->settle.guest, err);
 }

@@ -42,28 +42,27 @@ int ferry_qemu_running(struct ferry_guest *guest, struct ferry_error *err)
 }
 
 /*
- * Only the first pause asks and notes the run state; the later ones (between
- * dirty scans, at the switchover) are the one command.
+ * A person may pause the guest while it is being migrated: then it is not ours
+ * to resume. So each pause asks, and the journal changes only when the answer does.
  */
 int ferry_qemu_pause(struct ferry_guest *guest, struct ferry_error *err)
 {
 	struct ferry_qemu *q = ferry_qemu_of(guest);
+	const char *was = ferry_json_string(q->undo, "was");
 	char status[FERRY_QEMU_STATUS_MAX];
 	bool running;
 	int r;
 
-	if (!ferry_json_string(q->undo, "was")) {
-		r = ferry_qemu_status(q, status, &running, err);
-		if (r)
-			return r;
+	r = ferry_qemu_status(q, status, &running, err);
+	if (r)
+		return r;
+	if (!was || strcmp(was, status)) {
 		json_object_object_add(q->undo, "was", json_object_new_string(status));
 		r = ferry_qemu_journal(q, err);
 		if (r)
 			return r;
-		if (!running)
-			return 0;
 	}
-	return ferry_qemu_command(q, "stop", NULL, -1, NULL, err);
+	return running ? ferry_qemu_command(q, "stop", NULL, -1, NULL, err) : 0;
 }
 
 int ferry_qemu_resume(struct ferry_guest *guest, struct ferry_error *err)

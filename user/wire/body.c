@@ -55,7 +55,7 @@ static_assert(sizeof(struct summary_bytes) == FERRY_WIRE_SUMMARY_BYTES, "summary
 static_assert(offsetof(struct summary_bytes, device_bytes) == 48, "summary device_bytes");
 static_assert(offsetof(struct summary_bytes, tracker) == 56, "summary tracker");
 
-#define CONFIG_FLAGS (FERRY_WIRE_CONFIG_VERIFY | FERRY_WIRE_CONFIG_PAUSED)
+#define CONFIG_FLAGS FERRY_WIRE_CONFIG_VERIFY
 
 static bool is_printable(const char *text, size_t len)
 {

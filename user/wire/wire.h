@@ -80,7 +80,7 @@ enum ferry_wire_type {
 	FERRY_WIRE_PACKAGE = 8,	 /* s>d: device state, opaque */
 	FERRY_WIRE_PING = 9,	 /* s>d: u32 number */
 	FERRY_WIRE_PONG = 10,	 /* d>s: u32 number */
-	FERRY_WIRE_RUN = 11,	 /* s>d: empty */
+	FERRY_WIRE_RUN = 11,	 /* s>d: u32 FERRY_WIRE_RUN_... flags */
 	FERRY_WIRE_RUNNING = 12, /* d>s: u64 ns from RUN received to guest started */
 	FERRY_WIRE_REFUSED = 13, /* d>s: text; durable: this migration never runs here */
 	FERRY_WIRE_ACK = 14,	 /* s>d: struct ferry_wire_summary */
@@ -105,8 +105,9 @@ struct ferry_wire_frame {
 	uint32_t length; /* of what follows the header */
 };
 
+#define FERRY_WIRE_RUN_PAUSED 1u /* the guest was paused by a person: own it, leave it so */
+
 #define FERRY_WIRE_CONFIG_VERIFY 1u
-#define FERRY_WIRE_CONFIG_PAUSED 2u /* the guest was paused: it stays so at the destination */
 struct ferry_wire_config {
 	uint32_t flags;
 	uint64_t ram_bytes;
