@@ -459,7 +459,7 @@ def a_guest_arrives_as_its_owner_left_it(lab):
     recv.finish().check_code(1)
     check_equal(guest.qemu.status(), "paused", "the state of a source paused by hand")
     target.kill()
-    target, recv, send = two_on_loopback(lab, guest, ("--pause-before-switchover",))
+    target, recv, send = two_on_loopback(lab, guest, ("--pause-before-switchover",), name="vm3")
     send.wait_state("pre-switchover")
     guest.qemu.monitor.command("cont")
     lab.run("continue", guest.qemu.id).check_code(0)
