@@ -42,7 +42,8 @@ FINAL_EVENTS = ("completed", "failed", "cancelled")
 
 def wait_until(condition, seconds, what):
     """Poll @condition until it is true; its value is returned."""
-    end = time.monotonic() + seconds * SLOW
+    seconds *= SLOW
+    end = time.monotonic() + seconds
     pause = 0.002
     while True:
         value = condition()
@@ -138,7 +139,8 @@ class Qmp:
 
     def __init__(self, path, seconds=10, alive=lambda: True):
         self.path, self.events = path, []
-        end = time.monotonic() + seconds * SLOW
+        seconds *= SLOW
+        end = time.monotonic() + seconds
         while True:
             self.socket = socket.socket(socket.AF_UNIX)
             try:
@@ -151,7 +153,7 @@ class Qmp:
                 if time.monotonic() > end:
                     raise Failed("cannot connect to %s: %s" % (path, error))
                 time.sleep(0.01)
-        self.socket.settimeout(seconds * SLOW)
+        self.socket.settimeout(seconds)
         self.file = self.socket.makefile("rb")
         self.greeting = self._read()["QMP"]
         self.command("qmp_capabilities")
@@ -548,7 +550,8 @@ class Ferry:
 
     def wait_event(self, wanted, seconds, what):
         """The first event for which @wanted is true; fails when ferry ends before."""
-        end = time.monotonic() + seconds * SLOW
+        seconds *= SLOW
+        end = time.monotonic() + seconds
         with self._changed:
             while True:
                 for event in self.events:
@@ -590,7 +593,8 @@ class Ferry:
 
     def finish(self, seconds=30):
         """Wait until every process of this run has ended: guardian, worker, successors."""
-        end = time.monotonic() + seconds * SLOW
+        seconds *= SLOW
+        end = time.monotonic() + seconds
         with self._changed:
             while not self._eof:
                 if not self._changed.wait(max(0, end - time.monotonic())) and \

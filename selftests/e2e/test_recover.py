@@ -12,7 +12,7 @@ import signal
 import sys
 
 import tap
-from lib import Lab, check, check_equal, check_result, prerequisites, read_text, wait_until
+from lib import Lab, Qmp, check, check_equal, check_result, prerequisites, read_text, wait_until
 from tap import test
 
 
@@ -76,6 +76,8 @@ def answer_ran(lab):
     move.lose(move.send)
     check_equal(move.status("vm")["phase"], "commit", "the source's phase")
     check_equal(move.owner(), "D", "the owner")
+    # Until the source says ACK the destination listens; the guest's QMP socket is free already.
+    Qmp(move.target.uri.split(":", 1)[1]).close()
     refused = lab.run("resume", "vm").check_code(3)
     check("ferry recover vm" in refused.stderr, "resume says: %s", refused.stderr)
     recover = lab.ferry("recover", "vm").finish().check_code(0)

@@ -17,7 +17,7 @@ case ${O:-build} in /*) out=$O ;; *) out=$here/${O:-build} ;; esac
 flavour=${1:-standard}
 number=0
 # Inside everything is slower than what deadlines were made for.
-slow=20
+slow=10
 
 # What must pass: a test that is skipped in there is a failure.
 tests='this_is_a_stock_kernel doctor migration what_does_not_work_here_is_refused'
@@ -68,7 +68,8 @@ make_initramfs() {
 		/bin/busybox ifconfig lo up
 		/bin/busybox chroot /machine /usr/bin/env -i PATH="$PATH" HOME=/root O="$out" \\
 			WERROR="${WERROR-}" FERRY="$out/ferry" FERRY_CACHE="$cache" \\
-			FERRY_TEST_SLOW="$slow" PYTHONDONTWRITEBYTECODE=1 \\
+			FERRY_QEMU="$here/selftests/vm/qemu.sh" FERRY_TEST_SLOW="$slow" \\
+			PYTHONDONTWRITEBYTECODE=1 \\
 			python3 "$here/selftests/vm/inside.py" $tests 2>&1
 		echo "ENDED \$?"
 		/bin/busybox poweroff -f

@@ -87,6 +87,19 @@ static void guardian_hold(struct guardian *g, const char *name, int fd)
 	g->held_count++;
 }
 
+static void guardian_drop(struct guardian *g, const char *name)
+{
+	unsigned int i;
+
+	for (i = 0; i < g->held_count; i++) {
+		if (strcmp(g->held[i].name, name))
+			continue;
+		ferry_io_close(&g->held[i].fd);
+		g->held[i] = g->held[--g->held_count];
+		return;
+	}
+}
+
 /* What the worker says. Return: 0 when there is no more. */
 static int guardian_listen(struct guardian *g)
 {
@@ -103,6 +116,8 @@ static int guardian_listen(struct guardian *g)
 		guardian_hold(g, text + 5, fd);
 	else if (n)
 		close(fd);
+	if (!strncmp(text, "drop ", 5))
+		guardian_drop(g, text + 5);
 	if (!strncmp(text, "done ", 5)) {
 		g->done = true;
 		g->exit_code = atoi(text + 5);

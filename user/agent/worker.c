@@ -68,6 +68,25 @@ static int worker_send_held(struct worker *w, const struct ferry_worker_held *he
 				 ferry_clock_in_ms(2000));
 }
 
+/* w->lock is held. */
+static void worker_drop(struct worker *w, const char *name)
+{
+	char text[FERRY_WORKER_NAME + 8];
+	unsigned int i;
+	int n;
+
+	for (i = 0; i < w->held_count; i++)
+		if (!strcmp(w->held[i].name, name))
+			break;
+	if (i == w->held_count)
+		return;
+	ferry_io_close(&w->held[i].fd);
+	w->held[i] = w->held[--w->held_count];
+	n = snprintf(text, sizeof(text), "drop %s", name);
+	if (send(w->sock, text, (size_t)n + 1, MSG_NOSIGNAL) < 0)
+		ferry_log_debug("the guardian is gone");
+}
+
 static int worker_hold(void *ctx, const char *name, int fd, struct ferry_error *err)
 {
 	struct worker *w = ctx;
@@ -75,6 +94,11 @@ static int worker_hold(void *ctx, const char *name, int fd, struct ferry_error *
 	unsigned int i;
 
 	pthread_mutex_lock(&w->lock);
+	if (fd < 0) {
+		worker_drop(w, name);
+		pthread_mutex_unlock(&w->lock);
+		return 0;
+	}
 	for (i = 0; i < w->held_count; i++)
 		if (!strcmp(w->held[i].name, name))
 			held = &w->held[i];

@@ -10,7 +10,7 @@
 /*
  * The process that does the migration. It tells its guardian, over a
  * SOCK_SEQPACKET pair, which descriptors to keep ("hold NAME" with the
- * descriptor attached) and how it ended ("done EXIT-CODE").
+ * descriptor attached), which no longer ("drop NAME") and how it ended ("done EXIT-CODE").
  */
 #define FERRY_WORKER_MAX_HELD 8
 #define FERRY_WORKER_NAME 16

@@ -425,6 +425,11 @@ static void destination_own(struct ferry_destination *d, struct ferry_outcome *o
 		snprintf(out->advice, sizeof(out->advice),
 			 "the source has given the guest up for good: start it again from its disks");
 	}
+	/* A QMP socket serves one client: free it for whoever manages the guest now. */
+	d->guest->ops->close(d->guest);
+	d->guest = NULL;
+	if (d->job->hooks->hold)
+		d->job->hooks->hold(d->job->hooks->ctx, "guest", -1, NULL);
 }
 
 /* Take an error of the loop by the phase we are in. Return: true when all is over. */

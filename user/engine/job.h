@@ -47,7 +47,7 @@ const char *ferry_where_name(enum ferry_where where);
 struct ferry_job_hooks {
 	/* Make job->record durable. Return: 0 or -errno: then nothing that relies on it is done. */
 	int (*save)(void *ctx, const struct ferry_record *record, struct ferry_error *err);
-	/* The guardian keeps a copy of a descriptor. */
+	/* The guardian keeps a copy of a descriptor; -1: it lets that one go. */
 	int (*hold)(void *ctx, const char *name, int fd, struct ferry_error *err);
 	/* A state was published. */
 	void (*state)(void *ctx, enum ferry_state state);
