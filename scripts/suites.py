@@ -37,6 +37,8 @@ E2E_PART = {
     'faults': ['kill_', 'fail/', 'the_table_has_every_stage', 'cut_link_for_a_moment',
                'cut_link/bulk', 'cut_link/commit'],
 }
+# Virtual machines inside a virtual machine, both emulated: minutes for each step.
+LONG_ONLY = {'vm'}
 MAKE = ['make', '--no-print-directory', '-j%d' % (os.cpu_count() or 1), 'WERROR=1']
 
 
@@ -83,7 +85,7 @@ def all_suites(long=False):
     known = {s.name for s in suites}
     for path in sorted(glob.glob('selftests/*/run.sh')):
         name = path.split('/')[1]
-        if name not in known:
+        if name not in known and (long or name not in LONG_ONLY):
             suites.append(from_script(name))
     suites += end_to_end(long)
     suites.append(Suite('demo', ['scripts/demo'], 180, plain=True, needs='scripts/demo'))
