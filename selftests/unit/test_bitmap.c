@@ -10,6 +10,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -246,12 +247,55 @@ static void out_of_memory(void **state)
 	assert_null(map.words);
 }
 
+static void claims(void **state)
+{
+	struct ferry_bitmap map;
+
+	(void)state;
+	assert_int_equal(ferry_bitmap_init(&map, &ram), 0);
+	assert_int_equal(ferry_bitmap_claim_atomic(&map, 3, 10, 0), 0);
+	assert_int_equal(ferry_bitmap_claim_atomic(&map, 3, 200, 1), 1);
+	assert_int_equal(ferry_bitmap_claim_atomic(&map, 3, 10, 990), 190);
+	assert_int_equal(ferry_bitmap_claim_atomic(&map, 3, 10, 990), 0);
+	assert_int_equal(ferry_bitmap_claim_atomic(&map, 3, 201, 799), 799);
+	assert_int_equal(ferry_bitmap_claim_atomic(&map, 2, 0, 65), 65);
+	assert_int_equal(ferry_bitmap_count(&map), 990 + 65);
+	assert_false(ferry_bitmap_test(&map, 3, 9));
+	ferry_bitmap_free(&map);
+}
+
+static void bits_in_a_file(void **state)
+{
+	int fd = memfd_create("bits", MFD_CLOEXEC);
+	struct ferry_bitmap one, two;
+
+	(void)state;
+	assert_true(fd >= 0);
+	assert_int_equal(ferry_bitmap_init_file(&one, &ram, fd), 0);
+	ferry_bitmap_set(&one, 2, 60, 5);
+	ferry_bitmap_set(&one, 3, 999, 1);
+	ferry_bitmap_free(&one);
+	assert_int_equal(ferry_bitmap_init_file(&one, &ram, fd), 0);
+	assert_int_equal(ferry_bitmap_init_file(&two, &ram, fd), 0);
+	assert_int_equal(ferry_bitmap_count(&one), 6);
+	ferry_bitmap_clear_atomic(&two, 2, 60, 1);
+	assert_int_equal(ferry_bitmap_count(&one), 5);
+	assert_int_equal(ftruncate(fd, 4096), 0);
+	ferry_bitmap_free(&one);
+	ferry_bitmap_free(&two);
+	assert_int_equal(ferry_bitmap_init_file(&one, &ram, fd), -EINVAL);
+	close(fd);
+	assert_int_equal(ferry_bitmap_init_file(&one, &ram, fd), -EBADF);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(random_operations),
 		cmocka_unit_test(or_andnot),
 		cmocka_unit_test(empty_ram),
+		cmocka_unit_test(claims),
+		cmocka_unit_test(bits_in_a_file),
 		cmocka_unit_test(atomics_race),
 		cmocka_unit_test(untouched_words_cost_nothing),
 		cmocka_unit_test(out_of_memory),

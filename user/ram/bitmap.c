@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /*
  * Every block has an array of 64-bit words in private anonymous memory of its
- * own: never reserved, zero until touched, given back by ferry_bitmap_zero().
+ * own (or in a file, for bits that must outlive us): never reserved, zero until touched, given back by ferry_bitmap_zero().
  * A bitmap of a large, mostly clean RAM therefore costs next to nothing, and
  * the functions here keep it so: they do not write a word that stays zero.
  *
@@ -18,6 +18,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #define WORD_BITS 64ul
 
@@ -33,8 +35,17 @@ static size_t bytes_of(uint64_t pages)
 	return words_of(pages) * sizeof(unsigned long);
 }
 
-int ferry_bitmap_init(struct ferry_bitmap *map, const struct ferry_ram *ram)
+/* A block's bits begin at a page of the file. */
+static uint64_t file_bytes_of(uint64_t pages)
 {
+	return (bytes_of(pages) + FERRY_PAGE_SIZE - 1) & ~(uint64_t)(FERRY_PAGE_SIZE - 1);
+}
+
+/* Bits in the file at @fd, one block after the other, or in memory of our own for -1. */
+static int init(struct ferry_bitmap *map, const struct ferry_ram *ram, int fd)
+{
+	int flags = fd < 0 ? MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE : MAP_SHARED;
+	off_t off = 0;
 	unsigned int i;
 
 	map->count = 0;
@@ -48,20 +59,42 @@ int ferry_bitmap_init(struct ferry_bitmap *map, const struct ferry_ram *ram)
 		goto err_free;
 	for (i = 0; i < ram->count; i++) {
 		uint64_t pages = ferry_ram_block_pages(&ram->blocks[i]);
-		void *mem = mmap(NULL, bytes_of(pages), PROT_READ | PROT_WRITE,
-				 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+		void *mem = mmap(NULL, bytes_of(pages), PROT_READ | PROT_WRITE, flags, fd, off);
 
 		if (mem == MAP_FAILED)
 			goto err_free;
 		map->words[i] = mem;
 		map->pages[i] = pages;
 		map->count++;
+		off += (off_t)file_bytes_of(pages);
 	}
 	return 0;
 
 err_free:
 	ferry_bitmap_free(map);
 	return -ENOMEM;
+}
+
+int ferry_bitmap_init(struct ferry_bitmap *map, const struct ferry_ram *ram)
+{
+	return init(map, ram, -1);
+}
+
+int ferry_bitmap_init_file(struct ferry_bitmap *map, const struct ferry_ram *ram, int fd)
+{
+	uint64_t bytes = 0;
+	struct stat st;
+	unsigned int i;
+
+	for (i = 0; i < ram->count; i++)
+		bytes += file_bytes_of(ferry_ram_block_pages(&ram->blocks[i]));
+	if (fstat(fd, &st))
+		return -errno;
+	if (!st.st_size && ftruncate(fd, (off_t)bytes))
+		return -errno;
+	if (st.st_size && (uint64_t)st.st_size != bytes)
+		return -EINVAL;
+	return init(map, ram, fd);
 }
 
 void ferry_bitmap_free(struct ferry_bitmap *map)
@@ -151,6 +184,34 @@ void ferry_bitmap_clear_atomic(struct ferry_bitmap *map, unsigned int block, uin
 	for (w = first / WORD_BITS; w < words_of(end) && pages; w++)
 		__atomic_fetch_and(&map->words[block][w], ~word_mask(w, first, end),
 				   __ATOMIC_ACQ_REL);
+}
+
+uint64_t ferry_bitmap_claim_atomic(struct ferry_bitmap *map, unsigned int block, uint64_t first,
+				   uint64_t pages)
+{
+	uint64_t page = first, end = first + pages;
+
+	check_range(map, block, first, pages);
+	while (page < end) {
+		unsigned long *word = &map->words[block][page / WORD_BITS];
+		unsigned long old = __atomic_load_n(word, __ATOMIC_ACQUIRE);
+		unsigned long bits;
+
+		do {
+			unsigned long taken = old & (~0ul << (page % WORD_BITS));
+
+			bits = word_mask(page / WORD_BITS, page, end);
+			if (taken)
+				bits &= (1ul << __builtin_ctzl(taken)) - 1;
+			if (!bits)
+				return page - first;
+		} while (!__atomic_compare_exchange_n(word, &old, old | bits, false,
+						      __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE));
+		page += (uint64_t)__builtin_popcountl(bits);
+		if (page % WORD_BITS)
+			break; /* the end, or a bit that was set */
+	}
+	return page - first;
 }
 
 void ferry_bitmap_zero(struct ferry_bitmap *map)

@@ -24,6 +24,18 @@ struct ferry_bitmap_run {
 };
 
 int ferry_bitmap_init(struct ferry_bitmap *map, const struct ferry_ram *ram);
+
+/**
+ * ferry_bitmap_init_file() - the same, with the bits in a memory file
+ * @fd: a memfd, made as large as is needed; stays the caller's
+ *
+ * Who maps the same file for the same RAM later sees the bits as they were left: they
+ * outlive this process. ferry_bitmap_zero() is not for such a bitmap.
+ *
+ * Return: 0; -EINVAL the file has another size than this RAM needs, -errno.
+ */
+int ferry_bitmap_init_file(struct ferry_bitmap *map, const struct ferry_ram *ram, int fd);
+
 void ferry_bitmap_free(struct ferry_bitmap *map);
 
 bool ferry_bitmap_test(const struct ferry_bitmap *map, unsigned int block, uint64_t page);
@@ -34,6 +46,16 @@ void ferry_bitmap_set_atomic(struct ferry_bitmap *map, unsigned int block, uint6
 			     uint64_t pages);
 void ferry_bitmap_clear_atomic(struct ferry_bitmap *map, unsigned int block, uint64_t first,
 			       uint64_t pages);
+
+/**
+ * ferry_bitmap_claim_atomic() - set bits from @first on, up to @pages or a bit that is set
+ *
+ * Of callers that race for a page exactly one gets it.
+ * Return: how many bits this call set, 0 if @first was set already.
+ */
+uint64_t ferry_bitmap_claim_atomic(struct ferry_bitmap *map, unsigned int block, uint64_t first,
+				   uint64_t pages);
+
 void ferry_bitmap_zero(struct ferry_bitmap *map);
 uint64_t ferry_bitmap_count(const struct ferry_bitmap *map);
 

@@ -1,0 +1,44 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+#ifndef FERRY_FAULT_WAITS_H
+#define FERRY_FAULT_WAITS_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "fault/serve.h"
+
+/*
+ * Who waits for which page since when, and how long they waited. A guest has a few
+ * threads and each waits for one page, so the list is short. Not locked: the caller does.
+ */
+struct ferry_fault_wait {
+	unsigned int block;
+	uint64_t page;
+	pid_t tid;
+	uint64_t since_ns;
+};
+
+struct ferry_fault_waits {
+	struct ferry_fault_wait *list;
+	unsigned int count, room;
+	struct ferry_fault_thread *threads;
+	unsigned int n_threads, threads_room;
+	struct ferry_fault_stats stats; /* but for "waiting", which is count */
+};
+
+/**
+ * ferry_fault_waits_add() - @tid waits for a page; a repeated fault of it replaces the first
+ *
+ * Return: true when nobody waited for that page before. What does not fit for lack of memory
+ * is not remembered; its page must then be asked for each time.
+ */
+bool ferry_fault_waits_add(struct ferry_fault_waits *w, unsigned int block, uint64_t page,
+			   pid_t tid, uint64_t now_ns);
+
+/** ferry_fault_waits_end() - these pages are there. Return: how many waited. */
+unsigned int ferry_fault_waits_end(struct ferry_fault_waits *w, unsigned int block,
+				   uint64_t first, uint64_t pages, uint64_t now_ns);
+
+void ferry_fault_waits_free(struct ferry_fault_waits *w);
+
+#endif
