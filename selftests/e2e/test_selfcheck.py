@@ -2,10 +2,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Tests of the harness itself: what it must notice, it notices. Needs no ferry."""
 import os
+import subprocess
 import sys
 
 import tap
-from lib import (Disk, Guest, Lab, Netns, Ticks, check, check_equal, make_pattern_disk,
+from lib import (ROOT, Disk, Guest, Lab, Netns, Ticks, check, check_equal, make_pattern_disk,
                  prerequisites, wait_until)
 from tap import Failed, test
 
@@ -119,6 +120,22 @@ def the_source_going_on_is_noticed(lab):
     split = Guest(source)
     split.wait_ticks(3)
     wants_problem(guest.ticks(), "was due")
+
+
+@test()
+def ticks_go_on_though_the_clock_is_slow(lab):
+    """The guest's own program, here and not in a guest, with the clock of slow_clock.c."""
+    program = os.path.join(lab.dir, "guest")
+    sources = [os.path.join(ROOT, "selftests", n) for n in ("qemu/guest.c", "e2e/slow_clock.c")]
+    check_equal(subprocess.call(
+        [os.environ.get("CC", "gcc"), "-std=gnu11", "-D_GNU_SOURCE", "-O2", "-static", "-pthread",
+         "-Wl,--wrap=clock_gettime,--wrap=nanosleep", "-o", program] + sources), 0, "gcc's exit")
+    run = subprocess.run([program], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True,
+                         timeout=30 * tap.SLOW)
+    check_equal(run.returncode, 0, "the exit status; it printed: %s" % run.stdout[-200:])
+    ticks = ticks_of(lab, run.stdout)
+    check_equal(ticks.problems, [], "problems")
+    check(ticks.count >= 200, "only %d ticks", ticks.count)
 
 
 @test()

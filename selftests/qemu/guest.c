@@ -334,7 +334,7 @@ int main(void)
 {
 	long cpus = sysconf(_SC_NPROCESSORS_ONLN), cpu;
 	struct slice *slices = calloc((size_t)cpus, sizeof(*slices));
-	uint64_t next, pages, seed = now_ms(CLOCK_REALTIME) * 2 + 1;
+	uint64_t next, now, pages, seed = now_ms(CLOCK_REALTIME) * 2 + 1;
 	unsigned long tick;
 	unsigned int i;
 
@@ -358,9 +358,11 @@ int main(void)
 			(unsigned long long)now_ms(CLOCK_REALTIME),
 			__atomic_load_n(&loop_count, __ATOMIC_RELAXED));
 		next += param_tick_ms;
-		if (next > now_ms(CLOCK_MONOTONIC))
-			sleep_ms(next - now_ms(CLOCK_MONOTONIC));
+		/* One look: by the second one it may be too late, and the rest of the time negative. */
+		now = now_ms(CLOCK_MONOTONIC);
+		if (next > now)
+			sleep_ms(next - now);
 		else
-			next = now_ms(CLOCK_MONOTONIC);
+			next = now;
 	}
 }

@@ -6,8 +6,8 @@
 #
 #   selftests/vm/run.sh [FLAVOUR]           default: standard; see selftests/qemu/kernel.sh
 #
-# Boots the kernel under emulation with this machine's own root, read-only by
-# virtio-9p with a tmpfs over it, and runs inside.py there: QEMUs in a QEMU. The
+# Boots the kernel under emulation with this machine's own root (machine.sh) and runs
+# inside.py there: QEMUs in a QEMU. The
 # processor has no XSAVE, so that remote system calls save registers by FXSAVE,
 # which no other suite makes them do.
 set -u
@@ -17,11 +17,11 @@ case ${O:-build} in /*) out=$O ;; *) out=$here/${O:-build} ;; esac
 flavour=${1:-standard}
 number=0
 # Inside everything is slower than what deadlines were made for.
-slow=10
+slow=30
 
 # What must pass: a test that is skipped in there is a failure.
 tests='this_is_a_stock_kernel doctor migration what_does_not_work_here_is_refused'
-limit=280
+limit=560
 if [ -n "${FERRY_TEST_LONG-}" ]; then
 	tests="$tests remote_system_calls_without_xsave demo"
 	limit=1500
@@ -46,55 +46,15 @@ for tool in busybox cpio gzip qemu-system-x86_64; do
 	command -v "$tool" > /dev/null || skip "'$tool' is missing: run scripts/install test"
 done
 
-# The module loader that guests have, but with a script of ours for the workload: of
-# two archives the second one's file stays.
-make_initramfs() {
-	selftests/qemu/initramfs.sh "$work/initramfs" "$modules" \
-		virtio_pci 9pnet_virtio 9p overlay veth || return
-	cat > "$work/guest" <<-GUEST
-		#!/bin/busybox sh
-		/bin/busybox mkdir /host /change /machine
-		/bin/busybox mount -t 9p -o ro,trans=virtio,version=9p2000.L,cache=loose,msize=512000 host /host
-		/bin/busybox mount -t tmpfs change /change
-		/bin/busybox mkdir /change/upper /change/work
-		/bin/busybox mount -t overlay -o lowerdir=/host,upperdir=/change/upper,workdir=/change/work machine /machine
-		for folder in proc sys dev; do
-			/bin/busybox mount --move /\$folder /machine/\$folder
-		done
-		/bin/busybox mkdir -p /machine/dev/shm /machine/dev/pts
-		/bin/busybox mount -t tmpfs run /machine/run
-		/bin/busybox mount -t tmpfs shm /machine/dev/shm
-		/bin/busybox mount -t devpts pts /machine/dev/pts
-		/bin/busybox ifconfig lo up
-		/bin/busybox chroot /machine /usr/bin/env -i PATH="$PATH" HOME=/root O="$out" \\
-			WERROR="${WERROR-}" FERRY="$out/ferry" FERRY_CACHE="$cache" \\
-			FERRY_QEMU="$here/selftests/vm/qemu.sh" FERRY_TEST_SLOW="$slow" \\
-			PYTHONDONTWRITEBYTECODE=1 \\
-			python3 "$here/selftests/vm/inside.py" $tests 2>&1
-		echo "ENDED \$?"
-		/bin/busybox poweroff -f
-	GUEST
-	chmod +x "$work/guest"
-	(cd "$work" && echo guest | cpio -o -H newc --quiet | gzip -1) >> "$work/initramfs"
-}
+. selftests/vm/machine.sh
 
 # What inside.py would otherwise have to make there.
 prepare() {
 	make --no-print-directory O="$out" "$out/ferry" "$out/unit/test_inject" &&
 	(cd selftests/e2e && PYTHONDONTWRITEBYTECODE=1 python3 -c 'import lib; lib.boot_files()') &&
-	make_initramfs
-}
-
-# Without cx16, because QEMU 7.2's emulation of CMPXCHG16B leaves rubbish in the flags.
-boot() {
-	timeout "$limit" qemu-system-x86_64 -nodefaults -no-reboot -display none -serial stdio \
-		-machine pc -accel tcg,thread=multi -cpu Nehalem,-cx16 -smp 2 -m 3G \
-		-virtfs local,path=/,mount_tag=host,security_model=none,readonly=on,multidevs=remap \
-		-kernel "$kernel" -initrd "$work/initramfs" \
-		-append 'console=ttyS0 quiet panic=-1' < /dev/null > "$work/serial" 2>&1 &
-	qemu=$!
-	wait "$qemu"
-	qemu=
+	machine_initramfs "O='$out' WERROR='${WERROR-}' FERRY='$out/ferry' FERRY_CACHE='$cache' \
+		FERRY_QEMU='$here/selftests/vm/qemu.sh' FERRY_TEST_SLOW=$slow \
+		python3 '$here/selftests/vm/inside.py' $tests"
 }
 
 cache=$(readlink -f "${FERRY_CACHE:-build/cache}")
@@ -107,8 +67,7 @@ if ! prepare > "$work/log" 2>&1; then
 	result 'not ok' 'what is run inside was built'
 	exit 1
 fi
-boot
-tr -d '\r' < "$work/serial" > "$work/log"
+machine_boot
 sed -n 's/^BOOTED/# &/p; /^# *saw: /p' "$work/log"
 missed=0
 for name in $tests; do
