@@ -81,6 +81,8 @@ def all_suites(long=False):
         from_script('kmod', 240),
         from_script('inject', 240),
         from_script('dirty', 300),
+        from_script('hosted', 480),
+        from_script('module', 600),
     ]
     known = {s.name for s in suites}
     for path in sorted(glob.glob('selftests/*/run.sh')):

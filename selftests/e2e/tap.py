@@ -58,6 +58,11 @@ def test(timeout=40, cases=None):
     return mark
 
 
+def forget():
+    """Drop all tests marked so far: those of a file that was imported for its functions."""
+    _cases.clear()
+
+
 def _on_alarm(_signum, _frame):
     raise TestTimeout("the test took longer than it may")
 

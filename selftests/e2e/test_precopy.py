@@ -145,9 +145,47 @@ def without_verify_nothing_is_claimed(lab):
         check_equal(ferry.result["verified"], False, "verified of " + ferry.name)
 
 
+@test(cases={"checksum": (("--checksum",), False), "zstd": (("--compress", "zstd"), True),
+             "lz4": (("--compress", "lz4"), True),
+             "zstd-checksum": (("--compress", "zstd", "--checksum"), True)})
+def on_the_wire(lab, options, smaller):
+    """Compressed and summed up or not, what arrives is equal; and it takes less of the line."""
+    send, recv = migrate(lab, lab.guest(), lab.destination(), "--verify", *options)
+    for ferry in (send, recv):
+        check_equal(ferry.result["verified"], True, "verified of " + ferry.name)
+    check_equal(recv.result["sent_bytes"], send.result["sent_bytes"], "bytes on the wire")
+    memory = send.result["normal_pages"] * 4096
+    if smaller:
+        check(send.result["sent_bytes"] < memory * 0.8, "%d bytes of memory took %d",
+              memory, send.result["sent_bytes"])
+    else:
+        check(send.result["sent_bytes"] >= memory, "pages without data? %s", send.result)
+
+
 @test()
-def checksum(lab):
-    migrate(lab, lab.guest(), lab.destination(), "--checksum")
+def the_eta_counts_pages(lab):
+    """What is to go is so many pages, whatever they take on the line; the limit is one of the line."""
+    guest = lab.guest()
+    target, recv, send = two_on_loopback(lab, guest, ("--compress", "zstd", "--max-bandwidth",
+                                                      "8M"))
+    seen = []
+
+    def enough(event):
+        if event["event"] == "progress" and event["percent"] > 15 and event not in seen:
+            seen.append(event)
+        return len(seen) >= 4
+    send.wait_event(enough, 30, "four estimates")
+    lab.run("set", guest.qemu.id, "max-bandwidth=1G").check_code(0)
+    check_completed(send, recv)
+    guest.moved(target)
+    total = send.result["ram_bytes"]
+    eta = sum(e["eta_ns"] for e in seen) / 1e9
+    raw = sum(total * (100 - e["percent"]) / 100 / e["bytes_per_s"] for e in seen)
+    check(eta < 0.9 * raw, "%.1f s to go, raw it would be %.1f s", eta, raw)
+    check(eta > 0.05 * raw, "%.1f s to go, raw it would be %.1f s", eta, raw)
+    check(max(e["percent"] for e in seen) > seen[0]["percent"], "no progress: %s", seen)
+    rate = sum(e["bytes_per_s"] for e in seen) / len(seen)
+    check(rate < 12 << 20, "%d bytes/s", rate)
 
 
 @test(cases={"none": ("none",), "auto": ("auto",), "pagemap": ("pagemap",)})
@@ -429,7 +467,118 @@ def a_restless_guest_can_be_cancelled_by_policy(lab):
     target, recv, send = two_on_loopback(lab, guest, (
         "--max-bandwidth", "24M", "--downtime-limit", 5, "--on-stall", "cancel"))
     check_stayed(lab, guest, target, send, recv)
+    check("will not converge" in send.result["error"] and
+          "--on-stall cancel" in send.result["error"], "error: %s", send.result["error"])
     check(send.result["rounds"] >= 2, "it gave up after %s rounds", send.result["rounds"])
+
+
+class ControlGroup:
+    """A control group of version 1 or 2 that limits processor time, for one QEMU."""
+
+    def __init__(self, lab, *pids):
+        name = "ferry-e2e-%d-%s" % (os.getpid(), lab.tag)
+        for folder, self.limit in (("/sys/fs/cgroup", "cpu.max"),
+                                   ("/sys/fs/cgroup/cpu", "cpu.cfs_quota_us"),
+                                   ("/sys/fs/cgroup/cpu,cpuacct", "cpu.cfs_quota_us")):
+            self.path = os.path.join(folder, name)
+            try:
+                os.mkdir(self.path)
+            except OSError:
+                continue
+            if os.path.exists(os.path.join(self.path, self.limit)):
+                break
+            os.rmdir(self.path)
+        else:
+            raise Skip("no control group with a limit of processor time can be made here")
+        lab.on_close(self.remove)
+        self.before = self.read()
+        for pid in pids:
+            self.add(pid)
+
+    def add(self, pid):
+        with open(os.path.join(self.path, "cgroup.procs"), "w") as file:
+            file.write(str(pid))
+
+    def read(self):
+        with open(os.path.join(self.path, self.limit)) as file:
+            return file.read().strip()
+
+    def remove(self):
+        """Its processes were killed before; the kernel may take a moment to forget them."""
+        wait_until(lambda: not os.path.exists(self.path) or self._rmdir(), 5, "an empty group")
+
+    def _rmdir(self):
+        try:
+            os.rmdir(self.path)
+            return True
+        except OSError:
+            return False
+
+
+def throttled(lab, *send_args):
+    """A guest that rewrites 4 MiB without end, under --on-stall throttle.
+
+    The limit of downtime is too low to end by itself meanwhile."""
+    guest = lab.boot(append="ferry.mib=4 ferry.dirty=256 ferry.pause_ms=5")
+    group = ControlGroup(lab, guest.qemu.pid)
+    target, recv, send = two_on_loopback(lab, guest, (
+        "--downtime-limit", 5, "--max-bandwidth", "30M", "--on-stall", "throttle") + send_args)
+    send.wait_event(lambda e: e["event"] == "progress" and e["round"] > 1, 30, "the second round")
+    lab.run("set", guest.qemu.id, "max-bandwidth=14M").check_code(0)
+    event = send.wait_event(lambda e: e["event"] == "progress" and e["throttle"] >= 20
+                            and e["stall"], 30, "the guest is throttled")
+    check("throttling guest" in event["stall"], "progress: %s", event)
+    check(group.read() != group.before, "the limit is still %s", group.before)
+    return guest, group, target, recv, send
+
+
+@test(timeout=90)
+def throttled_until_it_converges(lab):
+    guest, group, target, recv, send = throttled(lab, "--verify")
+    lab.run("set", guest.qemu.id, "downtime-limit=120").check_code(0)
+    send.finish(60)
+    check_completed(send, recv)
+    check_equal(group.read(), group.before, "the limit afterwards")
+    guest.moved(target)
+    guest.check_good()
+
+
+@test(timeout=60, cases={"cancel": ("cancel",), "kill": ("kill",), "set": ("set",)})
+def a_throttle_is_lifted(lab, how):
+    guest, group, target, recv, send = throttled(lab)
+    if how == "set":
+        lab.run("set", guest.qemu.id, "on-stall=wait").check_code(0)
+        wait_until(lambda: group.read() == group.before, 10, "the guest has its time back")
+        send.wait_event(lambda e: e["event"] == "progress" and not e["throttle"] and e["stall"]
+                        and e["stall"].endswith("waiting"), 20, "it says that it waits")
+        lab.run("cancel", guest.qemu.id).check_code(0)
+    elif how == "cancel":
+        lab.run("cancel", guest.qemu.id).check_code(0)
+    else:
+        os.kill(send.worker(), 9)
+    check_stayed(lab, guest, target, send, recv, event="failed" if how == "kill" else "cancelled")
+    check_equal(group.read(), group.before, "the limit afterwards")
+
+
+@test()
+def nobody_else_is_throttled(lab):
+    """QEMU shares its control group: refused at once, with what to do."""
+    guest = lab.guest()
+    other = subprocess.Popen(["sleep", "60"])
+    lab.on_close(other.kill)
+    group = ControlGroup(lab, other.pid, guest.qemu.pid)
+    try:
+        send = lab.send(guest.qemu, "tcp:127.0.0.1:9", "--on-stall", "throttle").finish()
+    finally:  # other tests go on with that guest
+        with open(os.path.join(os.path.dirname(group.path), "cgroup.procs"), "w") as file:
+            file.write(str(guest.qemu.pid))
+        other.kill()
+        other.wait()
+    send.check_code(1)
+    check("(sleep), which a limit would hit too" in send.result["error"] and
+          "systemd-run --scope" in send.result["error"], "error: %s", send.result["error"])
+    check_equal(group.read(), group.before, "the limit")
+    guest.check_good()
 
 
 # ---------------------------------------------------------------- states of the guest

@@ -17,6 +17,7 @@
 
 #include "base/clock.h"
 #include "engine/converge.h"
+#include "engine/stall.h"
 
 #define MIB (1ull << 20)
 #define MS FERRY_NS_PER_MS
@@ -321,6 +322,186 @@ static void recorded_restless_guest(void **state)
 	assert_int_equal(j.stalled, COUNT(recorded_restless));
 }
 
+/*
+ * A guest that dirties @dirty_bytes_per_s when left alone, over a line of @line_bytes_per_s: each
+ * round sends what was written in the one before. The throttle takes its share of the writing.
+ *
+ * Return: the round that switches over; @most is the highest throttle until then.
+ */
+static unsigned int simulate(double dirty_bytes_per_s, double line_bytes_per_s,
+			     uint64_t ram_bytes, unsigned int rounds, unsigned int *most)
+{
+	struct ferry_converge_input in = limit(300);
+	uint64_t pending = ram_bytes, now_ns = 0;
+	unsigned int i, throttle = 0;
+	struct ferry_converge c;
+
+	*most = 0;
+	ferry_converge_init(&c);
+	for (i = 0; i < rounds; i++) {
+		uint64_t ns = (uint64_t)((double)pending * 1e9 / line_bytes_per_s) + 1;
+		struct ferry_converge_verdict v;
+		unsigned int before = throttle;
+
+		ferry_converge_sent(&c, pending, ns);
+		now_ns += ns;
+		pending = (uint64_t)(dirty_bytes_per_s * (100 - throttle) / 100 * (double)ns / 1e9);
+		if (pending > ram_bytes)
+			pending = ram_bytes;
+		in.pending_bytes = pending;
+		v = ferry_converge_decide(&c, &in);
+		if (v.switch_over)
+			return i;
+		throttle = ferry_converge_throttle(&c, &v, pending, now_ns);
+		assert_true(throttle >= before && throttle <= 99);
+		assert_true(throttle <= before + 20);
+		if (throttle > *most)
+			*most = throttle;
+	}
+	return rounds;
+}
+
+static void throttle_makes_it_converge(void **state)
+{
+	unsigned int most, rounds;
+
+	(void)state;
+	/* Twice what the line carries: half of it has to go, and a little more. */
+	rounds = simulate(400.0 * MIB, 200.0 * MIB, 1024 * MIB, 200, &most);
+	assert_in_range(rounds, 8, 60);
+	assert_in_range(most, 50, 80);
+	/* Ten times: the most there is, nearly. */
+	rounds = simulate(2000.0 * MIB, 200.0 * MIB, 1024 * MIB, 400, &most);
+	assert_in_range(rounds, 20, 100);
+	assert_in_range(most, 90, 99);
+	/* A guest that converges by itself is left alone. */
+	rounds = simulate(100.0 * MIB, 200.0 * MIB, 1024 * MIB, 100, &most);
+	assert_in_range(rounds, 1, 10);
+	assert_int_equal(most, 0);
+	/* One that not even 1 % of its time stops: the end of the scale, and no further. */
+	rounds = simulate(90000.0 * MIB, 200.0 * MIB, 1024 * MIB, 100, &most);
+	assert_int_equal(rounds, 100);
+	assert_int_equal(most, 99);
+}
+
+/* Rounds of a few milliseconds say nothing about a step: the scheduler counts in tenths of a second. */
+static void throttle_takes_its_time(void **state)
+{
+	struct ferry_converge_input in = limit(21);
+	struct ferry_converge_verdict v;
+	unsigned int i, percent = 0, seen = 0;
+	struct ferry_converge c;
+
+	(void)state;
+	ferry_converge_init(&c);
+	in.pending_bytes = 8 * MIB;
+	for (i = 0; i < 100; i++) {
+		ferry_converge_sent(&c, 8 * MIB, 10 * MS);
+		v = ferry_converge_decide(&c, &in);
+		percent = ferry_converge_throttle(&c, &v, in.pending_bytes, i * 10 * MS);
+		seen += percent == 20;
+	}
+	/* 60 ms until the stall, then a step each half second of the second. */
+	assert_int_equal(percent, 30);
+	assert_int_equal(seen, 50);
+	ferry_converge_unthrottle(&c);
+	v = ferry_converge_decide(&c, &in);
+	assert_false(v.stalled);
+	assert_int_equal(ferry_converge_throttle(&c, &v, in.pending_bytes, 2000 * MS), 0);
+}
+
+/* As long as a step gains, there is no further one. */
+static void throttle_waits_for_what_it_gains(void **state)
+{
+	struct ferry_converge_input in = limit(21);
+	struct ferry_converge_verdict v;
+	struct ferry_converge c;
+	unsigned int i, percent = 0;
+
+	(void)state;
+	ferry_converge_init(&c);
+	ferry_converge_sent(&c, 1024 * MIB, 1000 * MS);
+	in.pending_bytes = 1000 * MIB;
+	for (i = 0; i < 8; i++) {
+		v = ferry_converge_decide(&c, &in);
+		percent = ferry_converge_throttle(&c, &v, in.pending_bytes, i * 1000 * MS);
+	}
+	assert_int_equal(percent, 20);
+	for (i = 8; i < 20; i++) {
+		in.pending_bytes = in.pending_bytes * 8 / 10;
+		v = ferry_converge_decide(&c, &in);
+		assert_int_equal(ferry_converge_throttle(&c, &v, in.pending_bytes, i * 1000 * MS),
+				 20);
+	}
+}
+
+static void recorded_drop_is_throttled(void **state)
+{
+	struct ferry_converge_input in = limit(22);
+	unsigned int percent = 0, steps = 0;
+	struct ferry_converge c;
+	uint64_t now_ns = 0;
+	size_t i, first = 0;
+
+	(void)state;
+	ferry_converge_init(&c);
+	for (i = 0; i < COUNT(recorded_drop); i++) {
+		const struct round *r = &recorded_drop[i];
+		struct ferry_converge_verdict v;
+		unsigned int next;
+
+		ferry_converge_sent(&c, r->sent_bytes, r->sent_ns);
+		now_ns += r->sent_ns;
+		in.pending_bytes = r->pending_bytes;
+		v = ferry_converge_decide(&c, &in);
+		next = ferry_converge_throttle(&c, &v, r->pending_bytes, now_ns);
+		if (next && !first)
+			first = i;
+		steps += next != percent;
+		percent = next;
+	}
+	/* Where the stall was found; the trace knows no throttle, so it only gets worse: a step
+	 * each two rounds, but for the round that gained. */
+	assert_int_equal(first, 8);
+	assert_int_equal(steps, 4);
+	assert_int_equal(percent, 50);
+}
+
+static void hopeless(void **state)
+{
+	struct ferry_converge_input in = limit(10); /* the overhead alone is 20 */
+	struct ferry_converge_verdict v;
+	struct ferry_converge c;
+
+	(void)state;
+	ferry_converge_init(&c);
+	in.pending_bytes = MIB;
+	assert_true(ferry_converge_decide(&c, &in).hopeless);
+	in.downtime_limit_ns = 21 * MS;
+	assert_false(ferry_converge_decide(&c, &in).hopeless);
+	in.downtime_limit_ns = 10 * MS;
+	in.pending_bytes = 0;
+	v = ferry_converge_decide(&c, &in);
+	assert_true(v.switch_over && !v.hopeless);
+}
+
+static void a_stall_in_words(void **state)
+{
+	struct ferry_converge_verdict v = { .stalled = true, .expected_downtime_ns = 900 * MS };
+	char text[128];
+
+	(void)state;
+	ferry_stall_explain(&v, 300, 310 * MIB, 120 * MIB, text, sizeof(text));
+	assert_string_equal(text, "dirtied 310 MiB/s, sent 120 MiB/s: will not converge");
+	ferry_stall_explain(&v, 300, 100 * MIB, 120 * MIB, text, sizeof(text));
+	assert_string_equal(text, "dirtied 100 MiB/s, sent 120 MiB/s, still 900 ms of downtime, "
+				  "limit 300 ms: will not converge");
+	v.hopeless = true;
+	ferry_stall_explain(&v, 10, 100 * MIB, 120 * MIB, text, sizeof(text));
+	assert_string_equal(text, "downtime limit 10 ms, stopping and starting alone takes longer: "
+				  "will not converge");
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -336,6 +517,12 @@ int main(void)
 		cmocka_unit_test(recorded_busy_guest),
 		cmocka_unit_test(recorded_drop_of_bandwidth),
 		cmocka_unit_test(recorded_restless_guest),
+		cmocka_unit_test(throttle_makes_it_converge),
+		cmocka_unit_test(throttle_takes_its_time),
+		cmocka_unit_test(throttle_waits_for_what_it_gains),
+		cmocka_unit_test(recorded_drop_is_throttled),
+		cmocka_unit_test(hopeless),
+		cmocka_unit_test(a_stall_in_words),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -61,7 +61,7 @@ static void every_type(void **state)
 		[FERRY_WIRE_FLUSHED] = 4,   [FERRY_WIRE_HASHES] = 32, [FERRY_WIRE_PACKAGE] = 5000,
 		[FERRY_WIRE_PING] = 4,	    [FERRY_WIRE_PONG] = 4,    [FERRY_WIRE_RUNNING] = 8,
 		[FERRY_WIRE_REFUSED] = 100, [FERRY_WIRE_ACK] = 72,    [FERRY_WIRE_ABORT] = 1024,
-		[FERRY_WIRE_ANSWER] = 4,    [FERRY_WIRE_RUN] = 4,
+		[FERRY_WIRE_ANSWER] = 4,    [FERRY_WIRE_RUN] = 4,     [FERRY_WIRE_GUEST] = 71,
 	};
 	struct ferry_wire_frame f;
 	uint8_t out[5000], *body;

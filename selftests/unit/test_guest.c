@@ -28,6 +28,9 @@ static void parse_finds_the_driver(void **state)
 	assert_int_equal(ferry_guest_parse("qmp:/run/vm1.qmp", &ops, &path, &err), 0);
 	assert_ptr_equal(ops, &ferry_guest_qemu);
 	assert_string_equal(path, "/run/vm1.qmp");
+	assert_int_equal(ferry_guest_parse("port:/run/vm1.port", &ops, &path, &err), 0);
+	assert_string_equal(ops->scheme, "port");
+	assert_string_equal(path, "/run/vm1.port");
 }
 
 static void parse_says_what_to_type(void **state)
@@ -46,8 +49,8 @@ static void parse_says_what_to_type(void **state)
 		assert_non_null(strstr(err.text, "qmp:PATH"));
 	}
 	assert_int_equal(ferry_guest_parse(NULL, &ops, &path, &err), -EINVAL);
-	assert_int_equal(ferry_guest_parse("port:/run/x", &ops, &path, &err), -EOPNOTSUPP);
-	assert_non_null(strstr(err.text, "port"));
+	assert_int_equal(ferry_guest_parse("port:", &ops, &path, &err), -EINVAL);
+	assert_non_null(strstr(err.text, "port:PATH"));
 }
 
 static void open_fails_where_nobody_is(void **state)
@@ -61,6 +64,9 @@ static void open_fails_where_nobody_is(void **state)
 	(void)state;
 	assert_int_equal(ferry_guest_open(&params, &guest, &err), -ENOENT);
 	assert_non_null(strstr(err.text, "/nonexistent/ferry"));
+	params.spec = "port:/nonexistent/ferry";
+	assert_int_equal(ferry_guest_open(&params, &guest, &err), -ENOENT);
+	assert_non_null(strstr(err.text, "/nonexistent/ferry: no VMM listens there"));
 	memset(longest + 4, 'x', 150);
 	params.spec = longest;
 	assert_int_equal(ferry_guest_open(&params, &guest, &err), -ENAMETOOLONG);

@@ -247,7 +247,7 @@ static void settings(void **state)
 		const char *key, *value, *text;
 	} wrong[] = {
 		{ "speed", "1",
-		  "no setting 'speed'; there are max-bandwidth=SIZE and downtime-limit=MS" },
+		  "no setting 'speed'; there are max-bandwidth=SIZE, downtime-limit=MS and on-stall=POLICY" },
 		{ "max-bandwidth", "", "max-bandwidth= is no number" },
 		{ "max-bandwidth", "-1", "max-bandwidth=-1 is no number" },
 		{ "max-bandwidth", "10X", "max-bandwidth=10X is no number" },
@@ -273,6 +273,14 @@ static void settings(void **state)
 	}
 	assert_int_equal(h->job.options.max_bandwidth, 10u << 20);
 	assert_int_equal(h->job.options.downtime_limit_ms, UINT32_MAX);
+	assert_int_equal(ferry_job_set(&h->job, "on-stall", "throttle", &err), 0);
+	assert_int_equal(h->job.options.on_stall, FERRY_ON_STALL_THROTTLE);
+	assert_int_equal(ferry_job_set(&h->job, "on-stall", "pray", &err), -EINVAL);
+	assert_string_equal(err.text, "on-stall=pray: there are wait, throttle and cancel");
+	assert_int_equal(ferry_job_set(&h->job, "on-stall", "postcopy", &err), -EINVAL);
+	assert_string_equal(err.text, "on-stall=postcopy: postcopy is not built yet; there are "
+				      "wait, throttle and cancel");
+	assert_int_equal(h->job.options.on_stall, FERRY_ON_STALL_THROTTLE);
 	/* 0 takes the limit away. */
 	assert_int_equal(ferry_job_set(&h->job, "max-bandwidth", "0", &err), 0);
 	assert_int_equal(ferry_rate_get(&h->job.rate), 0);

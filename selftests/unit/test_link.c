@@ -30,6 +30,8 @@ struct peer {
 	int fd; /* the accepted main channel */
 	struct ferry_wire_hello hello; /* what it said */
 	struct ferry_wire_hello answer; /* what is different in the answer */
+	uint64_t needs; /* features the source cannot do without */
+	uint64_t lacks; /* features the destination has not */
 	bool silent;
 	uint8_t raw[FERRY_WIRE_HELLO_BYTES]; /* instead of an answer, if not empty */
 	int stop;
@@ -85,6 +87,7 @@ static void *answer_hello(void *arg)
 	answer = p->hello;
 	answer.role = p->answer.role ? p->answer.role : FERRY_WIRE_ROLE_DESTINATION;
 	answer.status = p->answer.status;
+	answer.features &= ~p->lacks;
 	if (p->answer.version) {
 		answer.version = p->answer.version;
 		answer.min_version = p->answer.version;
@@ -107,6 +110,7 @@ static int link_up(struct peer *p, uint32_t timeout_ms, struct ferry_link **link
 		.epoch = 3,
 		.kind = FERRY_WIRE_KIND_MAIN,
 		.channels = 5,
+		.features = p->needs,
 		.timeout_ms = timeout_ms,
 		.deadline_ns = ferry_clock_in_ms(timeout_ms),
 		.stop = &p->stop,
@@ -491,11 +495,47 @@ static void closing_nothing(void **state)
 
 #define WITH_PEER(test) cmocka_unit_test_setup_teardown(test, setup, teardown)
 
+/* What the destination cannot do is refused by its name, before anything else is said. */
+static void features(void **state)
+{
+	static const struct {
+		uint64_t needs, lacks;
+		const char *says;
+	} cases[] = {
+		{ FERRY_WIRE_FEATURE_ZSTD, FERRY_WIRE_FEATURE_ZSTD,
+		  "cannot do zstd compression (--compress zstd): install this release there, or "
+		  "leave the option out" },
+		{ FERRY_WIRE_FEATURE_LZ4 | FERRY_WIRE_FEATURE_CHECKSUM, FERRY_WIRE_FEATURE_LZ4,
+		  "cannot do LZ4 compression (--compress lz4)" },
+		{ FERRY_WIRE_FEATURE_LZ4 | FERRY_WIRE_FEATURE_CHECKSUM, ~0ull & ~FERRY_WIRE_FEATURE_LZ4,
+		  "cannot do checksums (--checksum)" },
+		{ FERRY_WIRE_FEATURE_ZSTD, FERRY_WIRE_FEATURE_LZ4, NULL },
+		{ 0, ~0ull, NULL },
+	};
+	struct peer *p = *state;
+	struct ferry_error err;
+	size_t i;
+
+	for (i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+		struct ferry_link *link = NULL;
+		int r;
+
+		p->needs = cases[i].needs;
+		p->lacks = cases[i].lacks;
+		r = link_up(p, SOON_MS, &link, &err);
+		assert_int_equal(r, cases[i].says ? -EOPNOTSUPP : 0);
+		if (cases[i].says && !strstr(err.text, cases[i].says))
+			fail_msg("'%s' is not in '%s'", cases[i].says, err.text);
+		ferry_link_close(link);
+		ferry_io_close(&p->fd);
+	}
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		WITH_PEER(what_hello_says), WITH_PEER(hello_refused), WITH_PEER(hello_garbage),
-		WITH_PEER(hello_never),	    WITH_PEER(hello_cancelled), WITH_PEER(facts),
+		WITH_PEER(features), WITH_PEER(hello_never), WITH_PEER(hello_cancelled), WITH_PEER(facts),
 		WITH_PEER(flushed),	    WITH_PEER(round_trips),   WITH_PEER(refused),
 		WITH_PEER(gave_up),	    WITH_PEER(lost),	      WITH_PEER(nonsense),
 		WITH_PEER(silence),	    WITH_PEER(cancelled),     cmocka_unit_test(closing_nothing),

@@ -28,6 +28,8 @@
 #include "ram/bitmap.h"
 #include "ram/ram.h"
 #include "wire/wire.h"
+#include "ram/hash.h"
+#include "xport/compress.h"
 #include "xport/multifd_recv.h"
 #include "xport/multifd_send.h"
 #include "xport/sock.h"
@@ -47,6 +49,8 @@ struct rig {
 	struct ferry_ram from, to;
 	struct ferry_bitmap received;
 	struct ferry_rate rate;
+	uint8_t codec;
+	bool checksum;
 	struct ferry_multifd_send *send;
 	struct ferry_multifd_recv *recv;
 	struct ferry_error err;
@@ -126,7 +130,8 @@ static void start_send(struct rig *rig, void (*page_sent)(void *, unsigned int, 
 {
 	struct ferry_multifd_send_params params = {
 		.fds = rig->ours, .channels = rig->channels, .ram = &rig->from,
-		.rate = &rig->rate, .page_sent = page_sent, .ctx = ctx,
+		.rate = &rig->rate, .codec = rig->codec, .checksum = rig->checksum,
+		.page_sent = page_sent, .ctx = ctx,
 	};
 	unsigned int i;
 
@@ -139,7 +144,7 @@ static void start_recv(struct rig *rig)
 {
 	struct ferry_multifd_recv_params params = {
 		.fds = rig->theirs, .channels = rig->channels, .ram = &rig->to,
-		.received = &rig->received,
+		.received = &rig->received, .codec = rig->codec, .checksum = rig->checksum,
 	};
 	unsigned int i;
 
@@ -720,6 +725,213 @@ static void watched(void **state)
 	free(seen);
 }
 
+static void fill_random(struct rig *rig, unsigned int block, uint64_t first, uint64_t pages)
+{
+	static uint64_t x = 88172645463325252ull;
+	uint64_t words[FERRY_PAGE_SIZE / 8], p;
+	unsigned int i;
+
+	for (p = first; p < first + pages; p++) {
+		for (i = 0; i < FERRY_PAGE_SIZE / 8; i++) {
+			x ^= x << 13;
+			x ^= x >> 7;
+			x ^= x << 17;
+			words[i] = x;
+		}
+		assert_int_equal(ferry_io_pwrite(rig->from.blocks[block].fd, words, sizeof(words),
+						 page_off(block, p)), 0);
+	}
+}
+
+/* What is packed arrives as it was, takes less of the line, and pages count as before. */
+static void check_packed(uint8_t codec, bool checksum, unsigned int channels)
+{
+	struct rig *rig = make_rig(channels, false);
+	uint64_t data = fill(rig), all = ferry_ram_pages(&rig->from);
+	struct ferry_multifd_send_stats sent, then;
+	struct ferry_multifd_recv_stats got;
+	unsigned int i;
+
+	rig->codec = codec;
+	rig->checksum = checksum;
+	start_recv(rig);
+	start_send(rig, NULL, NULL);
+	for (i = 0; i < BLOCKS; i++)
+		queue(rig, i, 0, block_pages[i], false);
+	finish_round(rig, 1);
+	check_equal(rig);
+	ferry_multifd_send_stats(rig->send, &sent);
+	ferry_multifd_recv_stats(rig->recv, &got);
+	assert_int_equal(sent.normal_pages, data);
+	assert_int_equal(sent.zero_pages, all - data);
+	assert_int_equal(got.normal_pages, data);
+	assert_int_equal(got.received_bytes, sent.sent_bytes);
+	assert_int_equal(allocated_pages(&rig->to), data);
+	if (codec)
+		assert_true(sent.sent_bytes < data * FERRY_PAGE_SIZE * 2 / 3);
+
+	/* Random bytes are not made larger than their headers make them. */
+	fill_random(rig, 0, 0, 600);
+	queue(rig, 0, 0, 600, false);
+	queue(rig, 0, 700, 50, true);
+	finish_round(rig, 2);
+	for (i = 700; i < 750; i++)
+		write_page(rig, 0, i, 0);
+	check_equal(rig);
+	ferry_multifd_send_stats(rig->send, &then);
+	assert_in_range(then.sent_bytes - sent.sent_bytes, 600 * FERRY_PAGE_SIZE,
+			604 * FERRY_PAGE_SIZE);
+	free_rig(rig);
+}
+
+static void packed(void **state)
+{
+	unsigned int codec, checksum;
+
+	(void)state;
+	for (codec = 0; codec < FERRY_WIRE_CODEC_COUNT; codec++)
+		for (checksum = 0; checksum < 2; checksum++)
+			check_packed((uint8_t)codec, checksum, 1 + codec);
+}
+
+/* The rate limit is one of the line: what packs to a tenth goes ten times as fast. */
+static void rate_counts_what_is_on_the_wire(void **state)
+{
+	struct rig *rig = make_rig(2, false);
+	uint64_t start, p;
+
+	(void)state;
+	rig->codec = FERRY_WIRE_CODEC_ZSTD;
+	for (p = 0; p < 1280; p++) /* 5 MiB of one byte */
+		assert_int_equal(fallocate(rig->from.blocks[0].fd, 0, page_off(0, p), 4096), 0);
+	for (p = 0; p < 1280; p++)
+		assert_int_equal(pwrite(rig->from.blocks[0].fd, "x", 1, page_off(0, p)), 1);
+	ferry_rate_set(&rig->rate, 1 << 20);
+	start_recv(rig);
+	start_send(rig, NULL, NULL);
+	start = ferry_clock_ns();
+	queue(rig, 0, 0, 1280, false);
+	finish_round(rig, 1);
+	/* Raw it would be 5 s. */
+	assert_true(ferry_clock_ns() - start < MS(2500));
+	check_equal(rig);
+	free_rig(rig);
+}
+
+/* Packets of one extent, pages 5 and 6 of block 0, with one thing wrong. */
+struct wrong {
+	const char *name, *says;
+	int want;
+	uint8_t agreed, codec;	 /* of the migration, of the extent */
+	bool agreed_sum;
+	uint32_t xor_sum;	 /* into a right checksum; 1 with none: leave it out */
+	int flip;		 /* a byte of the data, -1 none */
+	uint64_t claim_page;	 /* instead of 5 */
+};
+
+static const struct wrong wrongs[] = {
+	{ "codec", "compressed in a way that was not agreed on", -EPROTO, 0,
+	  FERRY_WIRE_CODEC_ZSTD, false, 0, -1, 5 },
+	{ "other codec", "compressed in a way that was not agreed on", -EPROTO,
+	  FERRY_WIRE_CODEC_ZSTD, FERRY_WIRE_CODEC_LZ4, false, 0, -1, 5 },
+	{ "sum not agreed on", "an extent has a checksum, which was not agreed on", -EPROTO, 0, 0,
+	  false, 2, -1, 5 },
+	{ "no sum", "an extent has no checksum", -EPROTO, 0, 0, true, 1, -1, 5 },
+	{ "wrong sum", "block 'block0', pages 5 to 6, in packet 0 of round 1: its checksum is wrong",
+	  -EBADMSG, 0, 0, true, 0x100, -1, 5 },
+	{ "wrong byte", "block 'block0', pages 5 to 6, in packet 0 of round 1: its checksum is wrong",
+	  -EBADMSG, 0, 0, true, 0, 4097, 5 },
+	{ "wrong place", "block 'block0', pages 9 to 10, in packet 0 of round 1: its checksum is "
+	  "wrong", -EBADMSG, 0, 0, true, 0, -1, 9 },
+	{ "damaged zstd", "block 'block0', pages 5 to 6, in packet 0 of round 1: its compressed data "
+	  "is damaged", -EBADMSG, FERRY_WIRE_CODEC_ZSTD, FERRY_WIRE_CODEC_ZSTD, false, 0, 0, 5 },
+	{ "damaged lz4", "block 'block0', pages 5 to 6, in packet 0 of round 1: its compressed data "
+	  "is damaged", -EBADMSG, FERRY_WIRE_CODEC_LZ4, FERRY_WIRE_CODEC_LZ4, false, 0, 0, 5 },
+};
+
+static void put_wrong(struct rig *rig, const struct wrong *w)
+{
+	struct ferry_wire_extent e = { .pages = 2, .first_page = w->claim_page, .codec = w->codec,
+				       .data_bytes = 8192 };
+	uint8_t buf[FERRY_WIRE_PACKET_BYTES + FERRY_WIRE_EXTENT_BYTES], out[8192];
+	struct ferry_wire_packet p = { .extents = 1, .round = 1 };
+	struct ferry_compress *c;
+	uint64_t pages[1024];
+
+	make_page(pages, 0, 5, 1);
+	make_page(pages + 512, 0, 6, 1);
+	memcpy(out, pages, sizeof(out));
+	if (w->codec) {
+		assert_int_equal(ferry_compress_create(w->codec, FERRY_COMPRESS_PACK, &c), 0);
+		e.data_bytes = (uint32_t)ferry_compress_pack(c, pages, sizeof(pages), out);
+		assert_true(e.data_bytes);
+		ferry_compress_free(c);
+	}
+	if (w->agreed_sum || w->xor_sum)
+		e.checksum = ferry_hash_extent(0, 5, 2, pages) ^ w->xor_sum;
+	if (w->xor_sum == 1)
+		e.checksum = 0;
+	if (w->flip >= 0)
+		out[w->flip] ^= 0x40;
+	p.data_bytes = e.data_bytes;
+	ferry_wire_packet_encode(&p, buf);
+	ferry_wire_extent_encode(&e, buf + FERRY_WIRE_PACKET_BYTES);
+	assert_int_equal(ferry_io_write(rig->ours[0], buf, sizeof(buf), soon()), 0);
+	/* It may have hung up over the head alone. */
+	ferry_io_write(rig->ours[0], out, e.data_bytes, soon());
+}
+
+static void damaged(void **state)
+{
+	size_t i;
+
+	(void)state;
+	for (i = 0; i < sizeof(wrongs) / sizeof(wrongs[0]); i++) {
+		const struct wrong *w = &wrongs[i];
+		struct rig *rig = make_rig(2, false);
+		int r;
+
+		rig->codec = w->agreed;
+		rig->checksum = w->agreed_sum;
+		start_recv(rig);
+		put_wrong(rig, w);
+		r = ferry_multifd_recv_wait(rig->recv, 1, soon(), &rig->err);
+		if (r != w->want)
+			fail_msg("%s: %d %s", w->name, r, rig->err.text);
+		expect_error(rig, r, w->says);
+		/* Not one byte of it was used. */
+		assert_int_equal(allocated_pages(&rig->to), 0);
+		assert_int_equal(ferry_bitmap_count(&rig->received), 0);
+		free_rig(rig);
+	}
+}
+
+/* The same packets with nothing wrong: it is what is wrong that makes them fail. */
+static void undamaged(void **state)
+{
+	unsigned int codec, sum;
+
+	(void)state;
+	for (codec = 0; codec < FERRY_WIRE_CODEC_COUNT; codec++) {
+		for (sum = 0; sum < 2; sum++) {
+			struct wrong w = { "none", "", 0, (uint8_t)codec, (uint8_t)codec, sum, 0,
+					   -1, 5 };
+			struct rig *rig = make_rig(1, false);
+
+			rig->codec = w.agreed;
+			rig->checksum = w.agreed_sum;
+			start_recv(rig);
+			put_wrong(rig, &w);
+			put_packet(rig, 0, 1, 1, 0, 0);
+			if (ferry_multifd_recv_wait(rig->recv, 1, soon(), &rig->err))
+				fail_msg("%s", rig->err.text);
+			check_page(rig, 0, 5, 1);
+			check_page(rig, 0, 6, 1);
+			free_rig(rig);
+		}
+	}
+}
+
 static void callers_mistakes(void **state)
 {
 	struct rig *rig = make_rig(1, false);
@@ -735,6 +947,10 @@ static void callers_mistakes(void **state)
 	assert_null(send);
 	assert_int_equal(ferry_multifd_recv_create(&many, &recv, &rig->err), -EINVAL);
 	assert_null(recv);
+	none.channels = 1;
+	none.codec = 77;
+	assert_int_equal(ferry_multifd_send_create(&none, &send, &rig->err), -EINVAL);
+	assert_string_equal(rig->err.text, "there is no codec 77");
 	start_send(rig, NULL, NULL);
 	assert_int_equal(ferry_multifd_send_sync(rig->send, 2, &rig->err), -EINVAL);
 	assert_int_equal(ferry_multifd_send_queue(rig->send, 3, 0, 1, false, NULL), -EINVAL);
@@ -769,6 +985,10 @@ int main(void)
 		cmocka_unit_test(source_goes_after_round),
 		cmocka_unit_test(garbage),
 		cmocka_unit_test(watched),
+		cmocka_unit_test(packed),
+		cmocka_unit_test(rate_counts_what_is_on_the_wire),
+		cmocka_unit_test(damaged),
+		cmocka_unit_test(undamaged),
 		cmocka_unit_test(callers_mistakes),
 	};
 

@@ -10,6 +10,7 @@
 #include <cmocka.h>
 
 #include "agent/options.h"
+#include "wire/wire.h"
 
 #define EVERYTHING (FERRY_TAKES_SEND | FERRY_TAKES_FORCE | FERRY_TAKES_FAULT_POINTS)
 
@@ -74,7 +75,11 @@ static void each_one(void **state)
 	assert_int_equal(good("--on-stall cancel").job.on_stall, FERRY_ON_STALL_CANCEL);
 	assert_int_equal(good("--on-stall wait").job.on_stall, FERRY_ON_STALL_WAIT);
 	assert_true(good("--keep-source").job.keep_source);
-	good("--compress none");
+	assert_int_equal(good("--on-stall throttle").job.on_stall, FERRY_ON_STALL_THROTTLE);
+	assert_int_equal(good("--compress none").job.codec, FERRY_WIRE_CODEC_RAW);
+	assert_int_equal(good("--compress zstd").job.codec, FERRY_WIRE_CODEC_ZSTD);
+	assert_int_equal(good("--compress=lz4").job.codec, FERRY_WIRE_CODEC_LZ4);
+	assert_true(good("--checksum").job.checksum);
 	assert_true(good("--force-source").force_source);
 	assert_true(good("--force-destination").force_destination);
 	assert_true(good("--fault-points").fault_points);
@@ -127,10 +132,11 @@ static void refused(void **state)
 				    "and none" },
 		{ "--tracker ''", "--tracker : there are auto, kmod, pagemap, softdirty, port and "
 				  "none" },
-		{ "--on-stall panic", "--on-stall panic: there are wait and cancel" },
+		{ "--on-stall panic", "--on-stall panic: there are wait, throttle and cancel" },
 		{ "--on-stall postcopy",
-		  "--on-stall postcopy is not built yet; there are wait and cancel" },
-		{ "--compress zstd", "--compress zstd is not built yet; there is none" },
+		  "--on-stall postcopy: postcopy is not built yet; there are wait, throttle and "
+		  "cancel" },
+		{ "--compress gzip", "--compress gzip: there are none, zstd and lz4" },
 		{ "--timeout 0", "--timeout 0: it takes a number from 1 to 86400" },
 		{ "--timeout 86401", "--timeout 86401: it takes a number from 1 to 86400" },
 		{ "--id", "--id needs ID after it" },
@@ -138,8 +144,7 @@ static void refused(void **state)
 		{ "--verify=no", "--verify takes no value" },
 		{ "--postcopy now", "--postcopy: this option belongs to a mode that is not built "
 				    "yet; this version does precopy" },
-		{ "--checksum", "--checksum: this option belongs to a mode that is not built yet; "
-				"this version does precopy" },
+		{ "--checksum=yes", "--checksum takes no value" },
 		{ "--release-ram", "--release-ram: this option belongs to a mode that is not built "
 				   "yet; this version does precopy" },
 		{ "--fast", "ferry send does not know --fast; 'ferry send --help' shows what it "

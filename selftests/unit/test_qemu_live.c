@@ -155,8 +155,26 @@ static void assert_status(struct vm *vm, const char *expected)
 static int see_fd(void *ctx, int fd, const char *link)
 {
 	(void)fd;
-	if (strstr(link, "userfaultfd"))
+	if (strstr(link, "userfaultfd") || strstr(link, "ferry-test"))
 		++*(int *)ctx;
+	return 0;
+}
+
+/* How guest RAM is mapped; soft-dirty (sd) comes and goes by itself. */
+static int see_ram(void *ctx, const struct ferry_proc_area *area)
+{
+	char **text = ctx, *more, *sd;
+
+	if (!strstr(area->path, "ferry-test"))
+		return 0;
+	assert_true(asprintf(&more, "%s %llx-%llx+%llx %d [%s]", *text,
+			     (unsigned long long)area->start, (unsigned long long)area->end,
+			     (unsigned long long)area->off_bytes, area->prot, area->flags) > 0);
+	sd = strstr(more, " sd");
+	if (sd)
+		memmove(sd, sd + 3, strlen(sd + 3) + 1);
+	free(*text);
+	*text = more;
 	return 0;
 }
 
@@ -165,12 +183,14 @@ static char *look(struct vm *vm)
 {
 	struct json_object *caps = ask(vm, "query-migrate-capabilities");
 	struct json_object *params = ask(vm, "query-migrate-parameters");
+	char *text, *ram = strdup("");
 	int fds = 0;
-	char *text;
 
 	assert_int_equal(ferry_proc_fds(vm->pid, see_fd, &fds), 0);
-	assert_true(asprintf(&text, "%s %s %d", json_object_to_json_string(caps),
-			     json_object_to_json_string(params), fds) > 0);
+	assert_int_equal(ferry_proc_smaps(vm->pid, see_ram, &ram), 0);
+	assert_true(asprintf(&text, "%s %s %d%s", json_object_to_json_string(caps),
+			     json_object_to_json_string(params), fds, ram) > 0);
+	free(ram);
 	json_object_put(caps);
 	json_object_put(params);
 	return text;
@@ -464,6 +484,33 @@ static void a_stopped_guest_never_starts_by_itself(void **state)
 	vm_stop(&b);
 }
 
+/*
+ * Another mapping of the same memory in the place of guest RAM. Without the kernel module
+ * it is a plain one, and the file is opened once more for it.
+ */
+static void put_views(struct ferry_guest *guest)
+{
+	struct ferry_error err = { 0 };
+	struct ferry_dirty_views views;
+	struct ferry_ram ram;
+	int fds[8];
+	char path[64];
+	unsigned int i;
+
+	ferry_ram_init(&ram);
+	OK(guest->ops->describe(guest, &ram, &err));
+	for (i = 0; i < ram.count; i++) {
+		snprintf(path, sizeof(path), "/proc/self/fd/%d", ram.blocks[i].fd);
+		fds[i] = open(path, O_RDWR | O_CLOEXEC);
+	}
+	guest->ops->views(guest, &views);
+	OK(views.map(views.ctx, &ram, fds, &err));
+	assert_int_equal(views.count(views.ctx, &err), ram.count);
+	while (i--)
+		close(fds[i]);
+	ferry_ram_free(&ram);
+}
+
 /* The first @steps of a source's migration. */
 static void source_steps(struct ferry_guest *guest, int steps)
 {
@@ -480,6 +527,8 @@ static void source_steps(struct ferry_guest *guest, int steps)
 		OK(guest->ops->pause(guest, &err));
 	if (steps > 3)
 		OK(guest->ops->save(guest, STATE_MAX, &blob, &bytes, &err));
+	if (steps > 4)
+		put_views(guest);
 	free(blob);
 	ferry_io_close(&uffd);
 }
@@ -493,13 +542,13 @@ static void source_undo_at_every_step(void **state)
 
 	(void)state;
 	vm_start(&vm, &how);
-	for (steps = 0; steps <= 9; steps++) {
+	for (steps = 0; steps <= 11; steps++) {
 		struct record record = { "", 0 };
 		struct ferry_guest_host host = { record_write, NULL, &record };
 		struct ferry_guest *guest = open_guest(&vm, FERRY_GUEST_SOURCE, &host, NULL, -1);
 
-		source_steps(guest, steps % 5);
-		if (steps >= 5 && record.writes) {
+		source_steps(guest, steps % 6);
+		if (steps >= 6 && record.writes) {
 			/* From the text alone. */
 			guest->ops->close(guest);
 			guest = open_guest(&vm, FERRY_GUEST_SOURCE, &host, record.undo, -1);
@@ -773,10 +822,14 @@ static void worker_main(struct vm *vm, struct shared *shared, int sock)
 	struct worker_host ctx = { shared, sock };
 	struct ferry_guest_host host = { worker_journal, worker_hold, &ctx };
 	struct ferry_guest *guest = open_guest(vm, FERRY_GUEST_SOURCE, &host, NULL, -1);
+	struct ferry_dirty_views views;
 
 	for (;;) {
-		source_steps(guest, 4);
+		source_steps(guest, 3);
+		put_views(guest);
 		shared->rounds++;
+		guest->ops->views(guest, &views);
+		OK(views.unmap(views.ctx, &err));
 		OK(guest->ops->resume(guest, &err));
 	}
 }
@@ -848,6 +901,76 @@ static void a_confined_qemu_gives_a_userfaultfd(void **state)
 	close(uffd);
 	assert_put_back(&vm); /* no copy stays, even without undo */
 	OK(guest->ops->undo(guest, true, &err));
+	guest->ops->close(guest);
+	vm_stop(&vm);
+}
+
+/* QEMU locks its memory, and may not lock more: its sandbox and limits refuse nothing we need. */
+static void views_come_and_go(void **state)
+{
+	static const char *const extra[][2] = {
+		{ NULL, NULL }, { "-sandbox", "on" }, { "-overcommit", "mem-lock=on" },
+	};
+	struct ferry_error err = { 0 };
+	struct ferry_dirty_views views;
+	size_t i;
+	int j;
+
+	(void)state;
+	for (i = 0; i < sizeof(extra) / sizeof(extra[0]); i++) {
+		const struct how how = { .extra = { extra[i][0], extra[i][1] } };
+		struct ferry_guest *guest;
+		struct vm vm;
+
+		vm_start(&vm, &how);
+		guest = open_guest(&vm, FERRY_GUEST_SOURCE, NULL, NULL, -1);
+		OK(guest->ops->check(guest, &err));
+		guest->ops->views(guest, &views);
+		for (j = 0; j < 5; j++) {
+			put_views(guest);
+			assert_put_back(&vm); /* a plain one has no flags of its own */
+			/* It can be described, and switched, with what is there now. */
+			OK(guest->ops->check(guest, &err));
+			OK(views.unmap(views.ctx, &err));
+			assert_put_back(&vm);
+			OK(views.unmap(views.ctx, &err));
+		}
+		assert_status(&vm, "running");
+		guest->ops->close(guest);
+		vm_stop(&vm);
+	}
+}
+
+static void views_that_cannot_be_put_in(void **state)
+{
+	const struct how how = { 0 };
+	struct ferry_error err = { 0 };
+	struct ferry_dirty_views views;
+	struct ferry_guest *guest;
+	struct ferry_ram ram;
+	struct vm vm;
+	int other;
+
+	(void)state;
+	vm_start(&vm, &how);
+	ferry_ram_init(&ram);
+	guest = open_guest(&vm, FERRY_GUEST_SOURCE, NULL, NULL, -1);
+	OK(guest->ops->describe(guest, &ram, &err));
+	guest->ops->views(guest, &views);
+	/* Of another file. */
+	other = memfd_create("other", MFD_CLOEXEC);
+	assert_int_equal(views.map(views.ctx, &ram, &other, &err), -ENXIO);
+	assert_non_null(strstr(err.text, "putting tracked views of guest RAM into QEMU"));
+	assert_put_back(&vm);
+	/* RAM that is no longer where it was. */
+	ram.blocks[0].vmm_addr += FERRY_PAGE_SIZE;
+	assert_int_equal(views.map(views.ctx, &ram, &ram.blocks[0].fd, &err), -ENXIO);
+	assert_put_back(&vm);
+	OK(guest->ops->undo(guest, true, &err));
+	assert_put_back(&vm);
+	assert_status(&vm, "running");
+	close(other);
+	ferry_ram_free(&ram);
 	guest->ops->close(guest);
 	vm_stop(&vm);
 }
@@ -932,6 +1055,8 @@ int main(void)
 		cmocka_unit_test(a_killed_qemu_is_told_at_once),
 		cmocka_unit_test(another_process_takes_over),
 		cmocka_unit_test(a_confined_qemu_gives_a_userfaultfd),
+		cmocka_unit_test(views_come_and_go),
+		cmocka_unit_test(views_that_cannot_be_put_in),
 		cmocka_unit_test(a_passed_socket_names_qemu),
 		cmocka_unit_test(a_second_client_is_told),
 	};

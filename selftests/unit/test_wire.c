@@ -178,6 +178,7 @@ static void frame_bounds(void **state)
 		{ FERRY_WIRE_ABORT, 0, 1024 },
 		{ FERRY_WIRE_ASK, 0, 0 },
 		{ FERRY_WIRE_ANSWER, 4, 4 },
+		{ FERRY_WIRE_GUEST, 1, 71 },
 	};
 	size_t i;
 
@@ -206,7 +207,8 @@ static void frame_bounds(void **state)
 
 static void small_bodies(void **state)
 {
-	struct ferry_wire_config c = { .flags = FERRY_WIRE_CONFIG_VERIFY, .ram_bytes = 1ull << 40 };
+	struct ferry_wire_config c = { .flags = FERRY_WIRE_CONFIG_VERIFY,
+				       .codec = FERRY_WIRE_CODEC_LZ4, .ram_bytes = 1ull << 40 };
 	uint8_t buf[16];
 	uint32_t u32;
 	uint64_t u64;
@@ -216,12 +218,16 @@ static void small_bodies(void **state)
 	memset(&c, 0xee, sizeof(c));
 	assert_int_equal(ferry_wire_config_decode(&c, buf, 16), 0);
 	assert_int_equal(c.flags, FERRY_WIRE_CONFIG_VERIFY);
+	assert_int_equal(c.codec, FERRY_WIRE_CODEC_LZ4);
 	assert_int_equal(c.ram_bytes, 1ull << 40);
 	assert_int_equal(ferry_wire_config_decode(&c, buf, 15), -EMSGSIZE);
-	buf[4] = 1;
+	buf[4] = FERRY_WIRE_CODEC_COUNT;
 	assert_int_equal(ferry_wire_config_decode(&c, buf, 16), -EPROTO);
 	buf[4] = 0;
-	buf[0] = 4;
+	buf[5] = 1;
+	assert_int_equal(ferry_wire_config_decode(&c, buf, 16), -EPROTO);
+	buf[5] = 0;
+	buf[3] = 0x80;
 	assert_int_equal(ferry_wire_config_decode(&c, buf, 16), -EPROTO);
 
 	ferry_wire_u32_encode(0x04030201, buf);
@@ -377,15 +383,18 @@ static void extent_errors(void **state)
 {
 	static const struct ferry_wire_extent good = {
 		.block = 2, .pages = 16, .first_page = 1ull << 33, .data_bytes = 16 * 4096,
-	}, zero = { .block = 2, .kind = FERRY_WIRE_EXTENT_ZERO, .pages = UINT32_MAX };
+	}, zero = { .block = 2, .kind = FERRY_WIRE_EXTENT_ZERO, .pages = UINT32_MAX },
+	packed = { .pages = 16, .codec = FERRY_WIRE_CODEC_LZ4, .checksum = 0x89abcdef,
+		   .data_bytes = 16 * 4096 - 1 };
 	static const struct poke pokes[] = {
 		{ 2, 2, -EPROTO },	/* kind */
 		{ 2, 1, -EPROTO },	/* zero with data */
-		{ 3, 1, -EPROTO },	/* codec */
+		{ 3, 1, -EPROTO },	/* a codec, and no byte saved */
+		{ 3, 3, -EPROTO },	/* a codec that does not exist */
 		{ 4, 0, -EPROTO },	/* no pages */
 		{ 4, 15, -EPROTO },	/* pages and data do not fit */
 		{ 5, 0x10, -EMSGSIZE },	/* too many pages */
-		{ 20, 1, -EPROTO },	/* checksum, of which version 1 knows nothing */
+		{ 20, 1, 0 },		/* a checksum is for the receiver to judge */
 	};
 	uint8_t buf[FERRY_WIRE_EXTENT_BYTES];
 	struct ferry_wire_extent back;
@@ -399,6 +408,17 @@ static void extent_errors(void **state)
 	ferry_wire_extent_encode(&zero, buf);
 	assert_int_equal(ferry_wire_extent_decode(&back, buf), 0);
 	assert_memory_equal(&back, &zero, sizeof(zero));
+	ferry_wire_extent_encode(&packed, buf);
+	assert_int_equal(ferry_wire_extent_decode(&back, buf), 0);
+	assert_memory_equal(&back, &packed, sizeof(packed));
+	buf[3] = 0; /* raw with less */
+	assert_int_equal(ferry_wire_extent_decode(&back, buf), -EPROTO);
+	buf[3] = FERRY_WIRE_CODEC_ZSTD;
+	buf[16] = buf[17] = buf[18] = 0; /* packed to nothing */
+	assert_int_equal(ferry_wire_extent_decode(&back, buf), -EPROTO);
+	ferry_wire_extent_encode(&zero, buf);
+	buf[3] = FERRY_WIRE_CODEC_LZ4; /* zero with a codec */
+	assert_int_equal(ferry_wire_extent_decode(&back, buf), -EPROTO);
 	for (i = 0; i < COUNT(pokes); i++) {
 		ferry_wire_extent_encode(&good, buf);
 		buf[pokes[i].at] = pokes[i].value;
@@ -449,6 +469,25 @@ static void packet_check(void **state)
 	assert_int_equal(ferry_wire_packet_check(&p, &e, block_pages, 1, scratch), -EPROTO);
 }
 
+/* Few bytes that would unpack to more pages than a raw packet may bring. */
+static void packet_check_unpacked(void **state)
+{
+	static const uint64_t block_pages[] = { 100000 };
+	struct ferry_wire_extent e[2] = {
+		{ .codec = FERRY_WIRE_CODEC_ZSTD, .pages = 200, .data_bytes = 10 },
+		{ .codec = FERRY_WIRE_CODEC_ZSTD, .pages = 56, .first_page = 200, .data_bytes = 10 },
+	};
+	struct ferry_wire_packet p = { .extents = 2, .data_bytes = 20 };
+	uint16_t scratch[2];
+
+	(void)state;
+	assert_int_equal(ferry_wire_packet_check(&p, e, block_pages, 1, scratch), 0);
+	e[1].pages = 57;
+	assert_int_equal(ferry_wire_packet_check(&p, e, block_pages, 1, scratch), -EPROTO);
+	e[1].kind = FERRY_WIRE_EXTENT_ZERO; /* zero pages cost nothing */
+	assert_int_equal(ferry_wire_packet_check(&p, e, block_pages, 1, scratch), 0);
+}
+
 /* Many extents in a scrambled order: one overlap anywhere among them is found. */
 static void packet_check_many(void **state)
 {
@@ -494,6 +533,7 @@ int main(void)
 		cmocka_unit_test(packet_errors),
 		cmocka_unit_test(extent_errors),
 		cmocka_unit_test(packet_check),
+		cmocka_unit_test(packet_check_unpacked),
 		cmocka_unit_test(packet_check_many),
 	};
 

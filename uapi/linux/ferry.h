@@ -145,6 +145,7 @@ struct ferry_track {
  * from then on the first store to a page costs a fault and nothing else.
  *
  *	-EALREADY	it is started, or stopped, already
+ *	-EINTR		of FERRY_START: it is stopped, and the bits are cleared perhaps
  */
 struct ferry_start {
 	__u32 size;
@@ -171,9 +172,10 @@ struct ferry_start {
  *
  *	-EINVAL		@first_page or @npages is not as above, or @bitmap is not 8-byte aligned
  *	-ERANGE		the range is not within the tracker
- *	-EFAULT		of FERRY_SYNC, -EINTR: any page whose bit did not reach @bitmap is
- *			still dirty; @bitmap may have been written in part
- *	-ENOMEM		no page changed its state
+ *	-EFAULT, -EINTR	of FERRY_SYNC: any page whose bit did not reach @bitmap is still
+ *			dirty; @bitmap may have been written in part. Of FERRY_CLEAR: no page
+ *			is clean that was dirty; when @bitmap was unmapped or the caller
+ *			killed meanwhile, other pages of the range may be dirty now
  */
 struct ferry_pages {
 	__u32 size;
@@ -208,7 +210,8 @@ struct ferry_extent {
  *
  *	-EINVAL		a count is 0 or @extents is not aligned
  *	-ERANGE		the range is not within the tracker
- *	-EFAULT, -EINTR	with FERRY_SCAN_CLEAR: any page that was not returned is still dirty
+ *	-EFAULT, -EINTR	with FERRY_SCAN_CLEAR: no page is clean that was dirty; other pages
+ *			of the range may be dirty now
  */
 struct ferry_scan {
 	__u32 size;

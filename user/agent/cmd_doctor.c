@@ -110,7 +110,7 @@ static int doctor_softdirty(struct ferry_error *err)
 
 static int doctor_kmod(struct ferry_error *err)
 {
-	return ferry_error_set(err, EOPNOTSUPP, "the kernel module is not built yet");
+	return doctor_tracker(&ferry_dirty_kmod, err);
 }
 
 static int doctor_postcopy(struct ferry_error *err)
@@ -131,7 +131,7 @@ static int doctor_cpr(struct ferry_error *err)
 static const struct doctor_check doctor_checks[] = {
 	{ "runtime-dir", "records and control sockets", true, doctor_runtime },
 	{ "memory-files", "guest RAM as shared memory", true, doctor_memfd },
-	{ "ptrace", "the pagemap tracker with QEMU", false, doctor_ptrace },
+	{ "ptrace", "the kmod and pagemap trackers with QEMU", false, doctor_ptrace },
 	{ "userfaultfd", "the pagemap tracker with QEMU", false, doctor_userfaultfd },
 	{ "tracker-pagemap", "migrating while the guest runs", false, doctor_pagemap },
 	{ "tracker-softdirty", "the same on kernels before 6.7", false, doctor_softdirty },

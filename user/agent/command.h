@@ -20,6 +20,7 @@ int ferry_command_continue(const struct ferry_args *args);
 int ferry_command_set(const struct ferry_args *args);
 int ferry_command_recover(const struct ferry_args *args);
 int ferry_command_resume(const struct ferry_args *args);
+int ferry_command_monitor(const struct ferry_args *args);
 int ferry_command_doctor(const struct ferry_args *args);
 
 #endif

@@ -30,12 +30,14 @@ static const struct command commands[] = {
 	  ferry_command_recover },
 	{ "resume", "ID", 1, 1, FERRY_TAKES_FORCE, "clean up after all processes died",
 	  ferry_command_resume },
+	{ "monitor", "", 0, 0, 0, "the kernel module's trackers, and what happens to them",
+	  ferry_command_monitor },
 	{ "doctor", "", 0, 0, FERRY_TAKES_FAULT_POINTS, "what this host can do, and why not",
 	  ferry_command_doctor },
 };
 
 static const char *const not_built[] = {
-	"save", "restore", "inspect", "cpr", "postcopy", "pause", "spill", "monitor",
+	"save", "restore", "inspect", "cpr", "postcopy", "pause", "spill",
 };
 
 static void usage(FILE *out)

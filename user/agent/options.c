@@ -76,17 +76,13 @@ static int set_tracker(struct ferry_args *a, const char *value, struct ferry_err
 
 static int set_on_stall(struct ferry_args *a, const char *value, struct ferry_error *err)
 {
-	if (!strcmp(value, "wait"))
-		a->job.on_stall = FERRY_ON_STALL_WAIT;
-	else if (!strcmp(value, "cancel"))
-		a->job.on_stall = FERRY_ON_STALL_CANCEL;
-	else if (!strcmp(value, "postcopy") || !strcmp(value, "throttle"))
-		return ferry_error_set(err, EINVAL,
-				       "--on-stall %s is not built yet; there are wait and cancel",
-				       value);
-	else
-		return ferry_error_set(err, EINVAL, "--on-stall %s: there are wait and cancel",
-				       value);
+	int policy = ferry_on_stall_parse(value, err);
+
+	if (policy < 0) {
+		ferry_error_prefix(err, "--on-stall %s", value);
+		return policy;
+	}
+	a->job.on_stall = (enum ferry_on_stall)policy;
 	return 0;
 }
 
@@ -102,10 +98,15 @@ static int set_timeout(struct ferry_args *a, const char *value, struct ferry_err
 
 static int set_compress(struct ferry_args *a, const char *value, struct ferry_error *err)
 {
-	(void)a;
-	if (!strcmp(value, "none"))
-		return 0;
-	return ferry_error_set(err, EINVAL, "--compress %s is not built yet; there is none", value);
+	unsigned int codec;
+
+	for (codec = 0; codec < FERRY_WIRE_CODEC_COUNT; codec++) {
+		if (!strcmp(value, ferry_wire_codec_name(codec))) {
+			a->job.codec = (uint8_t)codec;
+			return 0;
+		}
+	}
+	return ferry_error_set(err, EINVAL, "--compress %s: there are none, zstd and lz4", value);
 }
 
 static int set_id(struct ferry_args *a, const char *value, struct ferry_error *err)
@@ -126,6 +127,7 @@ static int set_id(struct ferry_args *a, const char *value, struct ferry_error *e
 
 FLAG(set_dma_barrier, job.dma_barrier)
 FLAG(set_verify, job.verify)
+FLAG(set_checksum, job.checksum)
 FLAG(set_pause, job.pause_before_switchover)
 FLAG(set_keep, job.keep_source)
 FLAG(set_json, json)
@@ -158,11 +160,11 @@ static const struct option_spec option_specs[] = {
 	  set_verify },
 	{ "--pause-before-switchover", NULL, FERRY_TAKES_SEND, "stop there until 'continue'",
 	  set_pause },
-	{ "--on-stall", "POLICY", FERRY_TAKES_SEND, "wait or cancel (wait)", set_on_stall },
+	{ "--on-stall", "POLICY", FERRY_TAKES_SEND, "wait, throttle or cancel (wait)", set_on_stall },
 	{ "--keep-source", NULL, FERRY_TAKES_SEND, "leave the source VMM, stopped", set_keep },
-	{ "--compress", "NAME", FERRY_TAKES_SEND, "none", set_compress },
+	{ "--compress", "NAME", FERRY_TAKES_SEND, "none, zstd or lz4 (none)", set_compress },
+	{ "--checksum", NULL, FERRY_TAKES_SEND, "of every run of pages on the wire", set_checksum },
 	{ "--postcopy", "WHEN", FERRY_TAKES_SEND, "not built yet", set_not_yet },
-	{ "--checksum", NULL, FERRY_TAKES_SEND, "not built yet", set_not_yet },
 	{ "--release-ram", NULL, FERRY_TAKES_SEND, "not built yet", set_not_yet },
 	{ "--force-source", NULL, FERRY_TAKES_FORCE,
 	  "the destination is gone for good: run the guest here", set_force_source },

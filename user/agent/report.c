@@ -114,6 +114,8 @@ static void report_progress_json(struct ferry_job *job, const struct ferry_progr
 			       json_object_new_uint64(p->expected_downtime_ns));
 	json_object_object_add(o, "eta_ns", json_object_new_uint64(eta_ns));
 	json_object_object_add(o, "stalled", json_object_new_boolean(p->stalled));
+	json_object_object_add(o, "throttle", json_object_new_uint64(p->throttle));
+	json_object_object_add(o, "stall", p->stall[0] ? json_object_new_string(p->stall) : NULL);
 	json_object_object_add(o, "t_ns", json_object_new_uint64(ferry_clock_ns()));
 	ferry_report_print(o);
 }
@@ -132,7 +134,8 @@ void ferry_report_progress(const struct ferry_report *report, struct ferry_job *
 	pthread_mutex_unlock(&job->lock);
 	left = p.round_pages > p.round_done_pages ? p.round_pages - p.round_done_pages : 0;
 	percent = p.round_pages ? 100.0 * (double)p.round_done_pages / (double)p.round_pages : 0;
-	eta_ns = p.bytes_per_s ? (uint64_t)((double)left * 4096e9 / (double)p.bytes_per_s) : 0;
+	/* In pages: what they take on the wire depends on what is in them. */
+	eta_ns = p.pages_per_s ? (uint64_t)((double)left * 1e9 / (double)p.pages_per_s) : 0;
 	if (report->style == FERRY_REPORT_JSON) {
 		report_progress_json(job, &p, percent, eta_ns);
 		return;
@@ -142,11 +145,11 @@ void ferry_report_progress(const struct ferry_report *report, struct ferry_job *
 	ferry_report_bytes(p.dirty_bytes_per_s, dirty);
 	snprintf(line, sizeof(line),
 		 "\r\033[K%s: %s  round %llu  %.0f %%  %s sent  %s/s  dirtying %s/s  downtime "
-		 "~%llu ms  ETA %.0f s%s%s", job->record.id,
+		 "~%llu ms  ETA %.0f s%s%s%s", job->record.id,
 		 ferry_state_name(ferry_job_state(job)), (unsigned long long)p.round, percent, sent,
 		 rate, dirty, (unsigned long long)(p.expected_downtime_ns / FERRY_NS_PER_MS),
 		 (double)eta_ns / 1e9,
-		 p.stalled ? "  STALLED: the guest writes faster than can be sent" : "", p.note);
+		 p.stall[0] ? "  " : "", p.stall, p.note);
 	report_write(line);
 }
 

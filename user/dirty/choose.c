@@ -6,23 +6,35 @@
 #include <string.h>
 
 /*
- * In the order "auto" asks them: the most able first. A name without ops is
- * known to the command line but not part of this build.
+ * In the order "auto" asks them: first what sees every writer, then the VMM's own log,
+ * cheapest for what vCPUs write, where the VMM promises that it is complete.
  */
 static const struct {
 	const char *name;
 	const struct ferry_dirty_ops *ops;
 } trackers[] = {
-	{ "kmod", NULL },
+	{ "kmod", &ferry_dirty_kmod },
+	{ "port", &ferry_dirty_port },
 	{ "pagemap", &ferry_dirty_pagemap },
 	{ "softdirty", &ferry_dirty_softdirty },
-	{ "port", NULL },
 };
 
 #define TRACKERS (sizeof(trackers) / sizeof(trackers[0]))
 
 /* So that several reasons fit into one error. */
 #define REASON_CHARS 300
+
+/* Does it see all who write this guest's RAM? Each asks by itself for what is its own. */
+static int supported(const struct ferry_dirty_ops *ops, const struct ferry_dirty_target *target,
+		     struct ferry_error *err)
+{
+	if (target->log && target->log->members && !ops->sees_other_processes &&
+	    ops != &ferry_dirty_port)
+		return ferry_error_set(err, EOPNOTSUPP, "%u further processes have registered with "
+				       "the VMM, and it sees what the VMM's own writes: load the "
+				       "kernel module (ferry.ko)", target->log->members);
+	return ops->supported(target, err);
+}
 
 static int choose_auto(const struct ferry_dirty_target *target,
 		       const struct ferry_dirty_ops **ops, struct ferry_error *err)
@@ -32,10 +44,8 @@ static int choose_auto(const struct ferry_dirty_target *target,
 	size_t i, len = 0;
 
 	for (i = 0; i < TRACKERS; i++) {
-		if (!trackers[i].ops)
-			continue;
 		memset(&why, 0, sizeof(why));
-		if (!trackers[i].ops->supported(target, &why)) {
+		if (!supported(trackers[i].ops, target, &why)) {
 			*ops = trackers[i].ops;
 			return 0;
 		}
@@ -62,11 +72,7 @@ int ferry_dirty_choose(const char *name, const struct ferry_dirty_target *target
 	for (i = 0; i < TRACKERS; i++) {
 		if (strcmp(name, trackers[i].name))
 			continue;
-		if (!trackers[i].ops)
-			return ferry_error_set(err, EOPNOTSUPP,
-					       "dirty tracker %s is not part of this build: use --tracker auto",
-					       name);
-		ret = trackers[i].ops->supported(target, err);
+		ret = supported(trackers[i].ops, target, err);
 		if (ret) {
 			ferry_error_prefix(err, "dirty tracker %s does not work here", name);
 			return -EOPNOTSUPP;

@@ -20,6 +20,19 @@
 /* So many rounds without gain are a stall: chance alone gains in fewer. */
 #define CONVERGE_PATIENCE 6
 
+/*
+ * QEMU's auto-converge has the same three numbers: the first step is felt, further ones are
+ * small enough to stop at what suffices, and 1 % keeps the guest from being taken for dead.
+ */
+#define CONVERGE_THROTTLE_FIRST 20
+#define CONVERGE_THROTTLE_STEP 10
+#define CONVERGE_THROTTLE_MOST 99
+
+/* A step has shown what it does after two rounds without gain ... */
+#define CONVERGE_THROTTLE_PATIENCE 2
+/* ... that saw several periods of the scheduler (100 ms each, as control groups have them). */
+#define CONVERGE_THROTTLE_SPAN_NS (500 * FERRY_NS_PER_MS)
+
 void ferry_converge_init(struct ferry_converge *c)
 {
 	memset(c, 0, sizeof(*c));
@@ -53,6 +66,7 @@ struct ferry_converge_verdict ferry_converge_decide(struct ferry_converge *c,
 {
 	struct ferry_converge_verdict v = { 0 };
 	uint64_t rate = c->bytes_per_s ? c->bytes_per_s : CONVERGE_FIRST_GUESS;
+	unsigned int patience = CONVERGE_PATIENCE;
 
 	if (in->max_bytes_per_s && in->max_bytes_per_s < rate)
 		rate = in->max_bytes_per_s;
@@ -70,6 +84,37 @@ struct ferry_converge_verdict ferry_converge_decide(struct ferry_converge *c,
 	} else {
 		c->without_gain++;
 	}
-	v.stalled = !v.switch_over && c->without_gain >= CONVERGE_PATIENCE;
+	if (c->throttle_percent)
+		patience = CONVERGE_THROTTLE_PATIENCE;
+	v.stalled = !v.switch_over && c->without_gain >= patience;
+	v.hopeless = !v.switch_over && in->overhead_ns >= in->downtime_limit_ns;
 	return v;
+}
+
+unsigned int ferry_converge_throttle(struct ferry_converge *c,
+				     const struct ferry_converge_verdict *v,
+				     uint64_t pending_bytes, uint64_t now_ns)
+{
+	if (!v->stalled || c->throttle_percent == CONVERGE_THROTTLE_MOST)
+		return c->throttle_percent;
+	if (c->throttle_percent && now_ns - c->throttled_ns < CONVERGE_THROTTLE_SPAN_NS)
+		return c->throttle_percent;
+	if (!c->throttle_percent)
+		c->throttle_percent = CONVERGE_THROTTLE_FIRST;
+	else
+		c->throttle_percent += CONVERGE_THROTTLE_STEP;
+	if (c->throttle_percent > CONVERGE_THROTTLE_MOST)
+		c->throttle_percent = CONVERGE_THROTTLE_MOST;
+	c->throttled_ns = now_ns;
+	/* A lucky round of the unthrottled guest is no measure for what this step gains. */
+	c->best_pending = pending_bytes;
+	c->without_gain = 0;
+	return c->throttle_percent;
+}
+
+void ferry_converge_unthrottle(struct ferry_converge *c)
+{
+	c->throttle_percent = 0;
+	c->best_pending = UINT64_MAX;
+	c->without_gain = 0;
 }

@@ -99,6 +99,8 @@ int ferry_copy_channels(struct ferry_copy *copy, struct ferry_link *link, const 
 		.channels = channels,
 		.ram = copy->ram,
 		.rate = &copy->job->rate,
+		.codec = copy->job->options.codec,
+		.checksum = copy->job->options.checksum,
 		.page_sent = copy_page_sent,
 		.ctx = copy,
 	};
@@ -111,17 +113,34 @@ int ferry_copy_channels(struct ferry_copy *copy, struct ferry_link *link, const 
 	return r;
 }
 
-int ferry_copy_choose(struct ferry_copy *copy, struct ferry_error *err)
+static void copy_target(struct ferry_copy *copy, struct ferry_dirty_target *target)
 {
-	struct ferry_dirty_target target = {
+	*target = (struct ferry_dirty_target){
 		.pid = copy->guest->pid,
 		.ram = copy->ram,
-		.uffd = -1,
+		.uffd = copy->uffd,
 	};
+	if (copy->guest->ops->log) {
+		copy->guest->ops->log(copy->guest, &copy->log);
+		target->log = &copy->log;
+	}
+	if (!copy->guest->ops->views)
+		return;
+	copy->guest->ops->views(copy->guest, &copy->views);
+	target->views = &copy->views;
+}
+
+int ferry_copy_choose(struct ferry_copy *copy, struct ferry_error *err)
+{
 	struct ferry_job *job = copy->job;
+	struct ferry_dirty_target target;
 	int r;
 
+	copy_target(copy, &target);
 	r = ferry_dirty_choose(job->options.tracker, &target, &copy->tracker, err);
+	if (!r && copy->guest->ops->check_views &&
+	    (!copy->tracker || !copy->tracker->sees_other_processes))
+		r = copy->guest->ops->check_views(copy->guest, err);
 	if (r)
 		return r;
 	pthread_mutex_lock(&job->lock);
@@ -155,7 +174,7 @@ static int copy_check_dma(struct ferry_copy *copy, bool *started, struct ferry_e
 	int r;
 
 	*started = false;
-	if (!copy->tracker || copy->tracker->sees_pinned_dma || copy->suspect || copy->barriers ||
+	if (!copy->tracker || copy->dirty->sees_pinned_dma || copy->suspect || copy->barriers ||
 	    copy_rule_off("FERRY_TEST_NO_SUSPECTS"))
 		return 0;
 	r = copy->guest->ops->direct_io(copy->guest, why, sizeof(why), err);
@@ -177,7 +196,7 @@ static int copy_check_dma(struct ferry_copy *copy, bool *started, struct ferry_e
 
 int ferry_copy_track(struct ferry_copy *copy, struct ferry_error *err)
 {
-	struct ferry_dirty_target target = { .pid = copy->guest->pid, .ram = copy->ram };
+	struct ferry_dirty_target target;
 	bool dma;
 	int r;
 
@@ -188,7 +207,7 @@ int ferry_copy_track(struct ferry_copy *copy, struct ferry_error *err)
 		if (r)
 			return r;
 	}
-	target.uffd = copy->uffd;
+	copy_target(copy, &target);
 	r = copy->tracker->start(&target, &copy->dirty, err);
 	if (r)
 		return r;
@@ -205,13 +224,19 @@ static void copy_progress(struct ferry_copy *copy, uint64_t round_pages, uint64_
 	struct ferry_job *job = copy->job;
 	uint64_t waiting = ferry_multifd_send_pending(copy->pool), now_ns = ferry_clock_ns();
 	bool sample = now_ns - copy->sampled_ns >= COPY_SAMPLE_NS;
+	uint64_t pages;
 
 	ferry_multifd_send_stats(copy->pool, &now);
+	pages = now.normal_pages + now.zero_pages;
 	pthread_mutex_lock(&job->lock);
-	if (sample && copy->sampled_ns)
-		job->progress.bytes_per_s = (uint64_t)((double)(now.sent_bytes -
-								copy->sampled_bytes) *
-						       1e9 / (double)(now_ns - copy->sampled_ns));
+	if (sample && copy->sampled_ns) {
+		double per_s = 1e9 / (double)(now_ns - copy->sampled_ns);
+
+		job->progress.bytes_per_s =
+			(uint64_t)((double)(now.sent_bytes - copy->sampled_bytes) * per_s);
+		job->progress.pages_per_s =
+			(uint64_t)((double)(pages - copy->sampled_pages) * per_s);
+	}
 	job->stats.sent_bytes = now.sent_bytes;
 	job->stats.normal_pages = now.normal_pages;
 	job->stats.zero_pages = now.zero_pages;
@@ -223,6 +248,7 @@ static void copy_progress(struct ferry_copy *copy, uint64_t round_pages, uint64_
 	if (sample) {
 		copy->sampled_ns = now_ns;
 		copy->sampled_bytes = now.sent_bytes;
+		copy->sampled_pages = pages;
 	}
 }
 
@@ -247,7 +273,7 @@ static int copy_queue(struct ferry_copy *copy, unsigned int block, uint64_t firs
 	return 0;
 }
 
-/* Everything of all blocks that holds data; @queued counts pages. */
+/* Everything of all blocks that holds data; @queued counts pages, those of holes too. */
 static int copy_queue_data(struct ferry_copy *copy, uint64_t *queued, struct ferry_error *err)
 {
 	uint64_t total = ferry_ram_pages(copy->ram);
@@ -256,14 +282,17 @@ static int copy_queue_data(struct ferry_copy *copy, uint64_t *queued, struct fer
 	for (i = 0; i < copy->ram->count; i++) {
 		const struct ferry_ram_block *b = &copy->ram->blocks[i];
 		uint64_t end = ferry_ram_block_pages(b), page = 0, pages;
+		uint64_t before = *queued;
 		int r;
 
 		while ((r = ferry_sparse_next(b, &page, &pages, end)) > 0) {
+			*queued = before + page;
 			r = copy_queue(copy, i, page, pages, total, queued, err);
 			if (r)
 				return r;
 			page += pages;
 		}
+		*queued = before + end;
 		if (r)
 			return ferry_error_set(err, -r, "cannot look for holes in block %s: %s",
 					       b->name, strerror(-r));
@@ -299,48 +328,59 @@ int ferry_copy_flush(struct ferry_copy *copy, struct ferry_error *err)
 	return r;
 }
 
-/* End a round: barrier, and what it tells about the speed. */
-static int copy_end_round(struct ferry_copy *copy, uint64_t before_bytes, uint64_t began_ns,
-			  struct ferry_error *err)
+/*
+ * End a round: barrier, and what it tells about the speed. What counts is how fast memory goes,
+ * since what is pending is memory; compressed, it is less on the wire.
+ */
+static int copy_end_round(struct ferry_copy *copy, const struct ferry_multifd_send_stats *before,
+			  uint64_t began_ns, struct ferry_error *err)
 {
+	uint64_t total = copy->job->progress.round_pages, bytes;
 	struct ferry_multifd_send_stats now;
-	int r = ferry_copy_flush(copy, err);
+	int r;
 
+	/* The ring takes any length of a run: most of a round may be still to be sent. */
+	do {
+		copy_progress(copy, total, total);
+		r = ferry_multifd_send_drain(copy->pool, ferry_clock_ns() + COPY_SAMPLE_NS, err);
+	} while (r == -ETIMEDOUT);
+	if (!r)
+		r = ferry_copy_flush(copy, err);
 	if (r)
 		return r;
 	/* Now, while the destination has nothing to do. A lost link is noticed at the next FLUSH. */
 	ferry_link_ping(copy->link);
 	ferry_multifd_send_stats(copy->pool, &now);
-	ferry_converge_sent(&copy->converge, now.sent_bytes - before_bytes,
-			    ferry_clock_ns() - began_ns);
+	bytes = (now.normal_pages - before->normal_pages) * FERRY_PAGE_SIZE;
+	ferry_converge_sent(&copy->converge, bytes, ferry_clock_ns() - began_ns);
+	if (bytes)
+		copy->wire_share = (double)(now.sent_bytes - before->sent_bytes) / (double)bytes;
 	pthread_mutex_lock(&copy->job->lock);
 	copy->job->stats.rounds = copy->round - 1;
 	pthread_mutex_unlock(&copy->job->lock);
 	return 0;
 }
 
-static uint64_t copy_sent_bytes(struct ferry_copy *copy)
-{
-	struct ferry_multifd_send_stats stats;
-
-	ferry_multifd_send_stats(copy->pool, &stats);
-	return stats.sent_bytes;
-}
-
 int ferry_copy_bulk(struct ferry_copy *copy, struct ferry_error *err)
 {
-	uint64_t before = copy_sent_bytes(copy), began_ns = ferry_clock_ns(), queued = 0;
-	int r = copy_queue_data(copy, &queued, err);
+	uint64_t began_ns = ferry_clock_ns(), queued = 0;
+	struct ferry_multifd_send_stats before;
+	int r;
 
-	return r ? r : copy_end_round(copy, before, began_ns, err);
+	ferry_multifd_send_stats(copy->pool, &before);
+	r = copy_queue_data(copy, &queued, err);
+	return r ? r : copy_end_round(copy, &before, began_ns, err);
 }
 
 int ferry_copy_round(struct ferry_copy *copy, struct ferry_error *err)
 {
-	uint64_t before = copy_sent_bytes(copy), began_ns = ferry_clock_ns();
-	int r = copy_queue_pending(copy, err);
+	struct ferry_multifd_send_stats before;
+	uint64_t began_ns = ferry_clock_ns();
+	int r;
 
-	return r ? r : copy_end_round(copy, before, began_ns, err);
+	ferry_multifd_send_stats(copy->pool, &before);
+	r = copy_queue_pending(copy, err);
+	return r ? r : copy_end_round(copy, &before, began_ns, err);
 }
 
 static int copy_collect_now(struct ferry_copy *copy, struct ferry_error *err)
@@ -448,6 +488,8 @@ struct ferry_converge_verdict ferry_copy_decide(struct ferry_copy *copy)
 	pthread_mutex_lock(&job->lock);
 	in.downtime_limit_ns = job->options.downtime_limit_ms * FERRY_NS_PER_MS;
 	in.max_bytes_per_s = job->options.max_bandwidth;
+	if (copy->wire_share > 0)
+		in.max_bytes_per_s = (uint64_t)((double)in.max_bytes_per_s / copy->wire_share);
 	/* Asked for by name, so its cost must not keep the guest from ever moving. */
 	in.downtime_limit_ns += verify_ns;
 	verdict = ferry_converge_decide(&copy->converge, &in);

@@ -31,6 +31,8 @@ struct ferry_copy {
 
 	const struct ferry_dirty_ops *tracker; /* NULL: none, stop and copy */
 	struct ferry_dirty *dirty;
+	struct ferry_dirty_views views;
+	struct ferry_dirty_log log;
 	int uffd;
 
 	struct ferry_bitmap pending; /* collected, not sent */
@@ -40,6 +42,8 @@ struct ferry_copy {
 	struct ferry_converge converge;
 	uint64_t sampled_ns;   /* for the rates shown as progress */
 	uint64_t sampled_bytes;
+	uint64_t sampled_pages;
+	double wire_share;     /* bytes on the wire for a byte of memory, in the last round */
 	uint64_t collected_ns; /* when the last look was taken */
 };
 

@@ -245,6 +245,8 @@ static int destination_start_pool(struct ferry_destination *d, struct ferry_erro
 		.channels = d->channels,
 		.ram = &d->ram,
 		.received = &d->received,
+		.codec = d->config.codec,
+		.checksum = d->config.flags & FERRY_WIRE_CONFIG_CHECKSUM,
 	};
 	struct ferry_multifd_recv *pool;
 	unsigned int i;

@@ -31,8 +31,9 @@ struct ferry_destination {
 	struct ferry_bitmap received;
 	bool bitmap_ready;
 	struct ferry_multifd_recv *pool; /* changed with job->lock held */
-	bool verify;
+	struct ferry_wire_config config;
 	bool configured;
+	char kind[FERRY_WIRE_MAX_GUEST + 1]; /* of the guest at the source; "" is "qmp" */
 	uint8_t *state; /* device state, between PACKAGE and PING */
 	size_t state_bytes;
 	bool done; /* ACK came, or nothing more will */

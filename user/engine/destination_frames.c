@@ -53,14 +53,38 @@ static int send_u32(struct ferry_destination *d, enum ferry_wire_type type, uint
 static int on_config(struct ferry_destination *d, const uint8_t *body, uint32_t length,
 		     struct ferry_error *err)
 {
-	struct ferry_wire_config config;
-	int r = ferry_wire_config_decode(&config, body, length);
-
-	if (r || d->configured)
+	if (d->configured || ferry_wire_config_decode(&d->config, body, length))
 		return ferry_error_set(err, EPROTO, "the source sent a bad or second CONFIG");
 	d->configured = true;
-	d->verify = config.flags & FERRY_WIRE_CONFIG_VERIFY;
 	return 0;
+}
+
+static int on_guest(struct ferry_destination *d, const uint8_t *body, uint32_t length,
+		    struct ferry_error *err)
+{
+	uint32_t i;
+
+	for (i = 0; i < length; i++)
+		if (body[i] < 0x20 || body[i] > 0x7e)
+			break;
+	if (!d->configured || d->bitmap_ready || d->kind[0] || i < length)
+		return ferry_error_set(err, EPROTO, "the source sent a bad GUEST, or out of order");
+	memcpy(d->kind, body, length); /* at most what fits, by its type */
+	return 0;
+}
+
+/* Device state is only understood by a VMM of the same kind. */
+static int match_kind(struct ferry_destination *d, struct ferry_error *err)
+{
+	const char *theirs = d->kind[0] ? d->kind : "qmp", *mine = ferry_guest_kind(d->guest);
+	char there[128], here[128];
+
+	if (!strcmp(theirs, mine))
+		return 0;
+	ferry_guest_kind_text(theirs, there, sizeof(there));
+	ferry_guest_kind_text(mine, here, sizeof(here));
+	return ferry_error_set(err, EINVAL, "the guest is in %s at the source, and waited for by %s "
+			       "here: a guest moves only between VMMs of the same kind", there, here);
 }
 
 /* Both sides must have the same blocks, whatever their order. */
@@ -111,6 +135,9 @@ static int on_blocks(struct ferry_destination *d, const uint8_t *body, uint32_t 
 
 	if (!d->configured || d->bitmap_ready)
 		return ferry_error_set(err, EPROTO, "the source sent BLOCKS out of order");
+	r = match_kind(d, err);
+	if (r)
+		return r;
 	blocks = calloc(count, sizeof(*blocks));
 	if (!blocks)
 		return ferry_error_set(err, ENOMEM, "out of memory");
@@ -167,7 +194,8 @@ static int on_hashes(struct ferry_destination *d, const uint8_t *body, uint32_t 
 {
 	unsigned int i;
 
-	if (!d->pool || !d->verify || length != d->ram.count * 16)
+	if (!d->pool || !(d->config.flags & FERRY_WIRE_CONFIG_VERIFY) ||
+	    length != d->ram.count * 16)
 		return ferry_error_set(err, EPROTO, "the source sent HASHES out of order");
 	for (i = 0; i < d->ram.count; i++) {
 		uint64_t mine[2], theirs[2];
@@ -418,6 +446,7 @@ static int on_ack(struct ferry_destination *d, const uint8_t *body, uint32_t len
 
 static const struct frame_handler frame_handlers[FERRY_WIRE_TYPE_COUNT] = {
 	[FERRY_WIRE_CONFIG] = { IN(OPEN), on_config },
+	[FERRY_WIRE_GUEST] = { IN(OPEN), on_guest },
 	[FERRY_WIRE_BLOCKS] = { IN(OPEN), on_blocks },
 	[FERRY_WIRE_FLUSH] = { IN(OPEN), on_flush },
 	[FERRY_WIRE_HASHES] = { IN(OPEN), on_hashes },

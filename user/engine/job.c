@@ -188,15 +188,52 @@ int ferry_size_parse(const char *text, uint64_t *bytes)
 	return 0;
 }
 
+int ferry_on_stall_parse(const char *name, struct ferry_error *err)
+{
+	static const char *const names[] = {
+		[FERRY_ON_STALL_WAIT] = "wait",
+		[FERRY_ON_STALL_CANCEL] = "cancel",
+		[FERRY_ON_STALL_THROTTLE] = "throttle",
+	};
+	int i;
+
+	static_assert(sizeof(names) / sizeof(names[0]) == FERRY_ON_STALL_COUNT,
+		      "every policy has a name");
+	for (i = 0; i < FERRY_ON_STALL_COUNT; i++)
+		if (!strcmp(name, names[i]))
+			return i;
+	if (!strcmp(name, "postcopy"))
+		return ferry_error_set(err, EINVAL, "postcopy is not built yet; there are wait, "
+				       "throttle and cancel");
+	return ferry_error_set(err, EINVAL, "there are wait, throttle and cancel");
+}
+
+static int job_set_on_stall(struct ferry_job *job, const char *value, struct ferry_error *err)
+{
+	int policy = ferry_on_stall_parse(value, err);
+
+	if (policy < 0) {
+		ferry_error_prefix(err, "on-stall=%s", value);
+		return policy;
+	}
+	pthread_mutex_lock(&job->lock);
+	job->options.on_stall = (enum ferry_on_stall)policy;
+	pthread_cond_broadcast(&job->changed);
+	pthread_mutex_unlock(&job->lock);
+	return 0;
+}
+
 int ferry_job_set(struct ferry_job *job, const char *key, const char *value,
 		  struct ferry_error *err)
 {
 	uint64_t n;
 
+	if (!strcmp(key, "on-stall"))
+		return job_set_on_stall(job, value, err);
 	if (strcmp(key, "max-bandwidth") && strcmp(key, "downtime-limit"))
 		return ferry_error_set(err, EINVAL,
-				       "no setting '%s'; there are max-bandwidth=SIZE and "
-				       "downtime-limit=MS", key);
+				       "no setting '%s'; there are max-bandwidth=SIZE, "
+				       "downtime-limit=MS and on-stall=POLICY", key);
 	if (ferry_size_parse(value, &n))
 		return ferry_error_set(err, EINVAL, "%s=%s is no number", key, value);
 	if (!strcmp(key, "downtime-limit") && (n > UINT32_MAX || !n))

@@ -17,7 +17,13 @@
  * read and written with the lock held; the rest belongs to the migration thread.
  */
 
-enum ferry_on_stall { FERRY_ON_STALL_WAIT, FERRY_ON_STALL_CANCEL };
+/* What to do about a guest that writes faster than its memory can be sent. */
+enum ferry_on_stall {
+	FERRY_ON_STALL_WAIT,
+	FERRY_ON_STALL_CANCEL,
+	FERRY_ON_STALL_THROTTLE,
+	FERRY_ON_STALL_COUNT,
+};
 
 struct ferry_job_options {
 	uint32_t channels;
@@ -27,9 +33,11 @@ struct ferry_job_options {
 	char tracker[16];
 	bool dma_barrier;
 	bool verify;
+	uint8_t codec; /* enum ferry_wire_codec */
+	bool checksum;
 	bool pause_before_switchover;
 	bool keep_source;
-	enum ferry_on_stall on_stall;
+	enum ferry_on_stall on_stall; /* under lock */
 };
 
 /* Where the guest is after it all. */
@@ -58,7 +66,7 @@ struct ferry_job_hooks {
 
 struct ferry_job {
 	const struct ferry_job_hooks *hooks;
-	struct ferry_job_options options; /* max_bandwidth, downtime_limit_ms: under lock */
+	struct ferry_job_options options; /* max_bandwidth, downtime_limit_ms, on_stall: under lock */
 	struct ferry_record record;
 	int held_guest_fd;  /* after a crash, or -1 */
 	int held_listen_fd; /* after a crash, or -1 */
@@ -122,7 +130,10 @@ int ferry_job_commit(struct ferry_job *job, struct ferry_error *err);
 /** ferry_job_go_on() - continue from pre-switchover. Return: 0, -EINVAL not in that state. */
 int ferry_job_go_on(struct ferry_job *job, struct ferry_error *err);
 
-/** ferry_job_set() - "max-bandwidth" or "downtime-limit" = value. Return: 0 or -EINVAL. */
+/** ferry_on_stall_parse() - Return: a policy by its name; -EINVAL with those there are. */
+int ferry_on_stall_parse(const char *name, struct ferry_error *err);
+
+/** ferry_job_set() - change max-bandwidth, downtime-limit or on-stall. Return: 0 or -EINVAL. */
 int ferry_job_set(struct ferry_job *job, const char *key, const char *value,
 		  struct ferry_error *err);
 

@@ -279,12 +279,18 @@ static int link_hello(int fd, const struct ferry_link_params *p, enum ferry_wire
 		return ferry_error_set(err, EPROTO, "%s is no destination", uri);
 	switch (hello.status) {
 	case FERRY_WIRE_STATUS_OK:
-		return ferry_wire_hello_check(&hello) ?
-			       ferry_error_set(err, EPROTONOSUPPORT,
+		if (ferry_wire_hello_check(&hello))
+			return ferry_error_set(err, EPROTONOSUPPORT,
 					       "%s speaks protocol %u to %u, this ferry %u to %u",
 					       uri, hello.min_version, hello.version,
-					       FERRY_WIRE_MIN_VERSION, FERRY_WIRE_VERSION) :
-			       0;
+					       FERRY_WIRE_MIN_VERSION, FERRY_WIRE_VERSION);
+		if (p->features & ~hello.features)
+			return ferry_error_set(err, EOPNOTSUPP,
+					       "the ferry at %s cannot do %s: install this release "
+					       "there, or leave the option out", uri,
+					       ferry_wire_feature_text(p->features &
+								       ~hello.features));
+		return 0;
 	case FERRY_WIRE_STATUS_UUID:
 		return ferry_error_set(err, ENOENT, "%s: %s", uri,
 				       ferry_wire_status_text(hello.status));

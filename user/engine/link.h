@@ -38,6 +38,7 @@ struct ferry_link_params {
 	uint32_t epoch;
 	enum ferry_wire_kind kind; /* MAIN or RECOVER */
 	uint16_t channels;
+	uint64_t features; /* FERRY_WIRE_FEATURE_..., which the destination must have too */
 	uint32_t timeout_ms;	/* answers; silence */
 	uint64_t deadline_ns;	/* for the connection */
 	const int *stop;	/* see ferry_sock_connect() */
@@ -49,7 +50,7 @@ struct ferry_link_params {
 /**
  * ferry_link_open() - connect, exchange HELLO, start the return path
  *
- * Return: 0; -ECONNREFUSED with the peer's reason; -ENOENT when the destination does not
+ * Return: 0; -ECONNREFUSED with the peer's reason; -EOPNOTSUPP it lacks one of the features; -ENOENT when the destination does not
  * know this migration; -ESTALE when it knows a newer epoch; what ferry_sock_connect() says.
  */
 int ferry_link_open(const struct ferry_link_params *params, struct ferry_link **out,

@@ -21,6 +21,7 @@
 #include "engine/link.h"
 #include "engine/open.h"
 #include "engine/settle.h"
+#include "engine/stall.h"
 #include "guest/guest.h"
 #include "ram/hash.h"
 
@@ -117,7 +118,7 @@ static int source_attach(struct source *s, struct ferry_error *err)
 	s->copying = true;
 	if (!r)
 		r = ferry_copy_choose(&s->copy, err);
-	return r;
+	return r ? r : ferry_stall_check(&s->copy, err);
 }
 
 static void source_link_params(struct source *s, struct ferry_link_params *p)
@@ -128,6 +129,8 @@ static void source_link_params(struct source *s, struct ferry_link_params *p)
 		.epoch = s->job->record.epoch,
 		.kind = FERRY_WIRE_KIND_MAIN,
 		.channels = (uint16_t)s->job->options.channels,
+		.features = ferry_wire_codec_feature(s->job->options.codec) |
+			    (s->job->options.checksum ? FERRY_WIRE_FEATURE_CHECKSUM : 0),
 		.timeout_ms = s->job->options.timeout_ms,
 		.deadline_ns = ferry_clock_in_ms(s->job->options.timeout_ms),
 		.stop = &s->stop,
@@ -165,7 +168,11 @@ static int source_send_blocks(struct source *s, struct ferry_error *err)
 
 static int source_connect(struct source *s, struct ferry_error *err)
 {
-	struct ferry_wire_config config = { .ram_bytes = ferry_ram_bytes(&s->ram) };
+	struct ferry_wire_config config = {
+		.codec = s->job->options.codec,
+		.ram_bytes = ferry_ram_bytes(&s->ram),
+	};
+	const char *kind = ferry_guest_kind(s->settle.guest);
 	uint8_t body[FERRY_WIRE_CONFIG_BYTES];
 	struct ferry_link_params params;
 	int r;
@@ -177,8 +184,14 @@ static int source_connect(struct source *s, struct ferry_error *err)
 	source_arm(s);
 	if (s->job->options.verify)
 		config.flags |= FERRY_WIRE_CONFIG_VERIFY;
+	if (s->job->options.checksum)
+		config.flags |= FERRY_WIRE_CONFIG_CHECKSUM;
 	ferry_wire_config_encode(&config, body);
 	r = ferry_link_send(s->settle.link, FERRY_WIRE_CONFIG, body, sizeof(body), err);
+	/* Peers that only know QEMU do not know this frame, and need not. */
+	if (!r && strcmp(kind, "qmp"))
+		r = ferry_link_send(s->settle.link, FERRY_WIRE_GUEST, kind,
+				    (uint32_t)strlen(kind), err);
 	if (!r)
 		r = source_send_blocks(s, err);
 	if (!r)
@@ -229,25 +242,6 @@ static int source_bulk(struct source *s, struct ferry_error *err)
 	return s->copy.tracker ? ferry_copy_bulk(&s->copy, err) : 0;
 }
 
-/* A policy other than waiting ends a migration that gets nowhere. */
-static int source_stalled(struct ferry_job *job, const struct ferry_converge_verdict *v,
-			  struct ferry_error *err)
-{
-	uint32_t limit_ms;
-
-	if (!v->stalled || job->options.on_stall != FERRY_ON_STALL_CANCEL)
-		return 0;
-	pthread_mutex_lock(&job->lock);
-	limit_ms = job->options.downtime_limit_ms;
-	pthread_mutex_unlock(&job->lock);
-	return ferry_error_set(err, ETIME,
-			       "the guest writes faster than memory can be sent: expected downtime "
-			       "%llu ms, limit %u ms; raise --downtime-limit or --max-bandwidth, or "
-			       "use --on-stall wait",
-			       (unsigned long long)(v->expected_downtime_ns / FERRY_NS_PER_MS),
-			       limit_ms);
-}
-
 /* Rounds, until what is left fits the downtime. What is pending then goes with the final copy. */
 static int source_iterate(struct source *s, struct ferry_error *err)
 {
@@ -264,7 +258,7 @@ static int source_iterate(struct source *s, struct ferry_error *err)
 		v = ferry_copy_decide(&s->copy);
 		if (v.switch_over)
 			return 0;
-		r = source_stalled(s->job, &v, err);
+		r = ferry_stall_act(&s->copy, &v, err);
 		if (!r)
 			r = ferry_copy_round(&s->copy, err);
 		if (!r)
@@ -301,6 +295,8 @@ static int source_pre_switchover(struct source *s, struct ferry_error *err)
 
 	if (!job->options.pause_before_switchover)
 		return 0;
+	/* It may take hours. */
+	ferry_stall_lift(&s->copy);
 	r = ferry_job_move(job, FERRY_STATE_PRE_SWITCHOVER, err);
 	source_note(job, "  waiting for 'ferry continue'");
 	while (!r && !source_may_go_on(job)) {
@@ -318,9 +314,12 @@ static int source_pre_switchover(struct source *s, struct ferry_error *err)
 
 static int source_stop(struct source *s, struct ferry_error *err)
 {
-	/* A person may have paused or resumed it since we came: it arrives as it is now. */
-	int r = s->settle.guest->ops->running(s->settle.guest, err);
+	int r;
 
+	/* The VMM needs its time for what comes now; the guest has no use for it any more. */
+	ferry_stall_lift(&s->copy);
+	/* A person may have paused or resumed it since we came: it arrives as it is now. */
+	r = s->settle.guest->ops->running(s->settle.guest, err);
 	if (r < 0)
 		return r;
 	s->job->record.guest_paused = !r;
@@ -490,6 +489,8 @@ static void source_roll_back(struct source *s, struct ferry_error *why, struct f
 		ferry_job_move(job, FERRY_STATE_CANCELLING, NULL);
 		ferry_error_set(why, ECANCELED, "cancelled");
 	}
+	if (s->copying)
+		ferry_stall_lift(&s->copy);
 	ferry_settle_abort(&s->settle, why->text);
 	if (s->copying)
 		ferry_copy_hang_up(&s->copy);

@@ -32,7 +32,10 @@ struct ferry_progress {
 	uint64_t bytes_per_s;	     /* sending, 0 not known yet */
 	uint64_t dirty_bytes_per_s;
 	uint64_t expected_downtime_ns;
+	uint64_t pages_per_s;	     /* done, whatever they took on the wire; 0 not known yet */
 	bool stalled;
+	uint32_t throttle;	     /* percent of its time taken from the guest */
+	char stall[192];	     /* what a stall comes from and what is done, empty if none */
 	char note[128]; /* what is waited for, empty if nothing */
 };
 

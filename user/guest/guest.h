@@ -8,12 +8,12 @@
 #include <sys/types.h>
 
 #include "base/error.h"
+#include "dirty/dirty.h"
 #include "ram/ram.h"
 
 /*
  * A guest as the engine sees it: RAM blocks, a run state, a blob of device
- * state. Drivers (qmp: here; port: later) are a const ops table plus an
- * embedding struct. One thread at a time uses a guest.
+ * state. Drivers (qmp:, port:) are a const ops table plus an embedding struct. One thread at a time uses a guest.
  *
  * Undo: before a driver disturbs the VMM it hands the engine a text that says
  * how to put everything back (host->journal, durable before it returns). With
@@ -106,10 +106,30 @@ struct ferry_guest_ops {
 	int (*quit)(struct ferry_guest *guest, struct ferry_error *err);
 
 	/*
+	 * Take @percent (1..99) of their time from the vCPUs, instead of what was taken before;
+	 * 0 gives all of it back. 0 while nothing is taken only asks whether it could be done:
+	 * -EOPNOTSUPP with why not and what to do. Journaled; undone by undo(), also when the
+	 * VMM has gone. NULL: this driver cannot do it.
+	 */
+	int (*throttle)(struct ferry_guest *guest, unsigned int percent, struct ferry_error *err);
+
+	/*
 	 * A userfaultfd for the VMM's memory (UFFDIO_API not done), owned by the caller.
 	 * No copy stays in a source VMM. Journaled.
 	 */
 	int (*userfaultfd)(struct ferry_guest *guest, int *uffd, struct ferry_error *err);
+
+	/* How to put tracked views into the VMM; belongs to @guest. NULL: it cannot be done. */
+	void (*views)(struct ferry_guest *guest, struct ferry_dirty_views *views);
+
+	/* The VMM's own dirty log; belongs to @guest. NULL: there is none in such guests. */
+	void (*log)(struct ferry_guest *guest, struct ferry_dirty_log *log);
+
+	/*
+	 * Refuse other processes that map tracked views of the RAM, which check() lets pass
+	 * at a source: for all trackers that do not see what they write.
+	 */
+	int (*check_views)(struct ferry_guest *guest, struct ferry_error *err);
 
 	/*
 	 * Can device DMA write guest RAM behind the page tables (direct I/O)? Checked
@@ -133,14 +153,22 @@ struct ferry_guest {
 	pid_t pid; /* the VMM */
 	char path[108];
 	char version[64]; /* "QEMU 7.2.22" */
+	char kind[72];	  /* equal on both sides: "port:my-vmm/1"; "" is the scheme alone */
 };
 
 extern const struct ferry_guest_ops ferry_guest_qemu;
+extern const struct ferry_guest_ops ferry_guest_port;
+
+/** ferry_guest_kind() - "qmp" or "port:my-vmm/1": guests move between equal kinds only. */
+const char *ferry_guest_kind(const struct ferry_guest *guest);
+
+/** ferry_guest_kind_text() - that in words: "a QEMU (qmp:)", "a VMM of kind 'x' (port:)". */
+void ferry_guest_kind_text(const char *kind, char *text, size_t room);
 
 /**
  * ferry_guest_parse() - driver and path of "qmp:PATH" or "port:PATH"
  *
- * Return: 0; -EINVAL with what to type; -EOPNOTSUPP for a driver not built yet.
+ * Return: 0; -EINVAL with what to type.
  */
 int ferry_guest_parse(const char *spec, const struct ferry_guest_ops **ops, const char **path,
 		      struct ferry_error *err);

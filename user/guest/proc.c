@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/sysmacros.h>
 #include <unistd.h>
 
@@ -26,34 +27,86 @@ static bool parse_area(const char *line, struct ferry_proc_area *area)
 	area->off_bytes = off;
 	area->dev = makedev(maj, min);
 	area->ino = (ino_t)ino;
+	area->prot = (perms[0] == 'r' ? PROT_READ : 0) | (perms[1] == 'w' ? PROT_WRITE : 0) |
+		     (perms[2] == 'x' ? PROT_EXEC : 0);
 	area->shared = perms[3] == 's';
+	area->flags[0] = '\0';
 	snprintf(area->path, sizeof(area->path), "%s", line + at);
 	area->path[strcspn(area->path, "\n")] = '\0';
 	return start < end;
 }
 
-int ferry_proc_maps(pid_t pid, int (*fn)(void *ctx, const struct ferry_proc_area *area),
-		    void *ctx)
+/* What of /proc/PID/maps or smaps a caller wants to see. */
+struct walk {
+	const char *file;
+	bool anonymous, flags;
+	int (*fn)(void *ctx, const struct ferry_proc_area *area);
+	void *ctx;
+};
+
+static int walk_line(const struct walk *w, const char *line, struct ferry_proc_area *area)
 {
-	struct ferry_proc_area area;
+	static const char flags[] = "VmFlags:";
+
+	if (!w->flags)
+		return parse_area(line, area) && (area->ino || w->anonymous) ?
+		       w->fn(w->ctx, area) : 0;
+	/* The flags are the last line of what is told about an area. */
+	if (strncmp(line, flags, sizeof(flags) - 1)) {
+		parse_area(line, area);
+		return 0;
+	}
+	snprintf(area->flags, sizeof(area->flags), "%s",
+		 line + sizeof(flags) - 1 + strspn(line + sizeof(flags) - 1, " "));
+	area->flags[strcspn(area->flags, "\n")] = '\0';
+	return area->ino || w->anonymous ? w->fn(w->ctx, area) : 0;
+}
+
+static int walk(pid_t pid, const struct walk *w)
+{
+	struct ferry_proc_area area = { 0 };
 	char path[64], *line = NULL;
 	size_t room = 0;
 	int r = 0;
 	FILE *f;
 
-	snprintf(path, sizeof(path), "/proc/%d/maps", (int)pid);
+	snprintf(path, sizeof(path), "/proc/%d/%s", (int)pid, w->file);
 	f = fopen(path, "re");
 	if (!f)
 		return -errno;
 	errno = 0;
 	while (!r && getline(&line, &room, f) > 0)
-		if (parse_area(line, &area) && area.ino)
-			r = fn(ctx, &area);
+		r = walk_line(w, line, &area);
 	if (!r && ferror(f))
 		r = errno ? -errno : -EIO;
 	free(line);
 	fclose(f);
 	return r;
+}
+
+int ferry_proc_maps(pid_t pid, int (*fn)(void *ctx, const struct ferry_proc_area *area),
+		    void *ctx)
+{
+	const struct walk w = { .file = "maps", .fn = fn, .ctx = ctx };
+
+	return walk(pid, &w);
+}
+
+int ferry_proc_layout(pid_t pid, int (*fn)(void *ctx, const struct ferry_proc_area *area),
+		      void *ctx)
+{
+	const struct walk w = { .file = "maps", .anonymous = true, .fn = fn, .ctx = ctx };
+
+	return walk(pid, &w);
+}
+
+int ferry_proc_smaps(pid_t pid, int (*fn)(void *ctx, const struct ferry_proc_area *area),
+		     void *ctx)
+{
+	const struct walk w = { .file = "smaps", .anonymous = true, .flags = true, .fn = fn,
+				.ctx = ctx };
+
+	return walk(pid, &w);
 }
 
 /* The number a /proc entry is named by, or -1. */
@@ -157,6 +210,15 @@ uint64_t ferry_proc_start(pid_t pid)
 	for (field = 2; at && field < 22; field++)
 		at = strchr(at + 1, ' ');
 	return at && sscanf(at, " %llu", &start) == 1 ? start : 0;
+}
+
+uint64_t ferry_proc_ran_ns(pid_t pid, pid_t tid)
+{
+	unsigned long long ns;
+	char path[64], buf[128];
+
+	snprintf(path, sizeof(path), "/proc/%d/task/%d/schedstat", (int)pid, (int)tid);
+	return read_small(path, buf, sizeof(buf)) > 0 && sscanf(buf, "%llu", &ns) == 1 ? ns : 0;
 }
 
 int ferry_proc_flags(pid_t pid, int fd)

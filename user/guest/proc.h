@@ -15,8 +15,10 @@ struct ferry_proc_area {
 	uint64_t off_bytes;
 	dev_t dev;
 	ino_t ino;
+	int prot; /* PROT_* */
 	bool shared;
-	char path[512]; /* cut when longer */
+	char path[512];	 /* cut when longer */
+	char flags[160]; /* of ferry_proc_smaps(): the words of VmFlags */
 };
 
 /**
@@ -26,6 +28,18 @@ struct ferry_proc_area {
  */
 int ferry_proc_maps(pid_t pid, int (*fn)(void *ctx, const struct ferry_proc_area *area),
 		    void *ctx);
+
+/** ferry_proc_layout() - the same for every mapping, anonymous ones too (ino is 0). */
+int ferry_proc_layout(pid_t pid, int (*fn)(void *ctx, const struct ferry_proc_area *area),
+		      void *ctx);
+
+/**
+ * ferry_proc_smaps() - the same with the flags
+ *
+ * The kernel walks the page tables of all it passes: stop when the one looked for was found.
+ */
+int ferry_proc_smaps(pid_t pid, int (*fn)(void *ctx, const struct ferry_proc_area *area),
+		     void *ctx);
 
 /**
  * ferry_proc_fds() - call @fn for every descriptor of @pid
@@ -43,6 +57,9 @@ void ferry_proc_comm(pid_t pid, char comm[32]);
 
 /** ferry_proc_start() - start time in clock ticks since boot, 0 when there is no such process. */
 uint64_t ferry_proc_start(pid_t pid);
+
+/** ferry_proc_ran_ns() - how long a thread has run until now, 0 when nobody counts. */
+uint64_t ferry_proc_ran_ns(pid_t pid, pid_t tid);
 
 /** ferry_proc_flags() - open flags of a descriptor (fdinfo), or -errno. */
 int ferry_proc_flags(pid_t pid, int fd);

@@ -17,7 +17,10 @@
  *    "capabilities":{"multifd":true},  what prepare() changed, with the old value
  *    "parameters":{"max-bandwidth":134217728},
  *    "was":"running",                  run state before the first pause()
- *    "userfaultfds":[31]}              those of QEMU itself, before ours came
+ *    "userfaultfds":[31],              those of QEMU itself, before ours came
+ *    "views":[{"start":…}],            mappings of RAM as they were before tracked views came
+ *    "spare":[23622320128,1073741824], where a new mapping of RAM is made, before it moves
+ *    "throttled":[{"path":"/sys/fs/cgroup/vm.scope/cpu.max","was":"max 100000", ...}]}
  * What is missing was not touched. Whether device state was loaded is no part
  * of it: QEMU tells (it is no longer `inmigrate`), and asking the disk would
  * cost downtime. getfd names are fixed words, so closing them needs no note.
@@ -190,6 +193,7 @@ static void qemu_close(struct ferry_guest *guest)
 	ferry_io_close(&q->pidfd);
 	json_object_put(q->undo);
 	free(q->journaled);
+	free(q->files);
 	free(q);
 }
 
@@ -293,7 +297,10 @@ const struct ferry_guest_ops ferry_guest_qemu = {
 	.run = ferry_qemu_run,
 	.announce = qemu_announce,
 	.quit = ferry_qemu_quit,
+	.throttle = ferry_qemu_throttle,
 	.userfaultfd = ferry_qemu_userfaultfd,
+	.views = ferry_qemu_views,
+	.check_views = ferry_qemu_check_views,
 	.direct_io = ferry_qemu_direct_io,
 	.undo = ferry_qemu_undo,
 };

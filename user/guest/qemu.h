@@ -22,6 +22,13 @@ struct ferry_qemu {
 	bool migrating;		/* a migrate command may be under way */
 	bool loaded;		/* load() succeeded in this process */
 	bool pid_checked;	/* the pid was seen mapping the RAM */
+	bool viewed;		/* this process has put tracked views in */
+	pid_t viewer;		/* another process that maps tracked views of the RAM, or 0 */
+	struct ferry_qemu_file { /* the files behind the tracked views */
+		dev_t dev;
+		ino_t ino;
+	} *files;
+	unsigned int n_files;
 	struct json_object *undo; /* the journal */
 	char *journaled;	/* its text as last made durable, or NULL */
 };
@@ -99,6 +106,15 @@ int ferry_qemu_verify(struct ferry_qemu *q, struct ferry_error *err);
 int ferry_qemu_describe(struct ferry_guest *guest, struct ferry_ram *ram,
 			struct ferry_error *err);
 
+/**
+ * ferry_qemu_memory_open() - the file mapped at [@start, @end) in QEMU, plain also where a
+ * tracked view of it is
+ *
+ * Return: descriptor, or -errno.
+ */
+int ferry_qemu_memory_open(const struct ferry_qemu *q, const struct ferry_qemu_file *file,
+			   uint64_t start, uint64_t end);
+
 /* qemu_device.c: the devices people attached */
 /** ferry_qemu_devices() - call @fn with id and QOM type of each until it returns non-zero. */
 int ferry_qemu_devices(struct ferry_qemu *q,
@@ -116,6 +132,33 @@ int ferry_qemu_direct_io(struct ferry_guest *guest, char *why, size_t why_bytes,
 /** ferry_qemu_inmigrate() - Return: 0 when it waits for a migration; -EINVAL with what to do. */
 int ferry_qemu_inmigrate(struct ferry_qemu *q, struct ferry_error *err);
 int ferry_qemu_check(struct ferry_guest *guest, struct ferry_error *err);
+
+/* qemu_peers.c: other processes that map guest RAM */
+/** ferry_qemu_peers_check() - refuse who writes it unseen; notes who maps tracked views. */
+int ferry_qemu_peers_check(struct ferry_qemu *q, struct ferry_error *err);
+int ferry_qemu_check_views(struct ferry_guest *guest, struct ferry_error *err);
+/** ferry_qemu_peers_count() - how many mappings are tracked views. Return: it, or -errno. */
+int ferry_qemu_peers_count(struct ferry_qemu *q, struct ferry_error *err);
+/** ferry_qemu_peers_files() - see others of struct ferry_dirty_views. */
+int ferry_qemu_peers_files(struct ferry_qemu *q, int (*fn)(void *fn_ctx, pid_t pid, int fd),
+			   void *fn_ctx, struct ferry_error *err);
+
+/* qemu_fd.c: descriptors passed in */
+/** ferry_qemu_pass_fd() - Return: the number of @fd in QEMU, or -errno. */
+int ferry_qemu_pass_fd(struct ferry_qemu *q, const char *name, int fd, struct ferry_error *err);
+/** ferry_qemu_drop_fd() - close it there; fine when there is none. */
+int ferry_qemu_drop_fd(struct ferry_qemu *q, const char *name, struct ferry_error *err);
+
+/* qemu_view.c: tracked views in the place of guest RAM */
+void ferry_qemu_views(struct ferry_guest *guest, struct ferry_dirty_views *views);
+/** ferry_qemu_views_undo() - the plain mappings again that the journal tells of. */
+int ferry_qemu_views_undo(struct ferry_qemu *q, struct ferry_error *err);
+#define FERRY_QEMU_VIEW_FD "ferry-view"
+
+/* qemu_throttle.c: less time for the vCPUs */
+int ferry_qemu_throttle(struct ferry_guest *guest, unsigned int percent, struct ferry_error *err);
+/** ferry_qemu_throttle_undo() - the limits that the journal tells of; also without a QEMU. */
+int ferry_qemu_throttle_undo(struct ferry_qemu *q, struct ferry_error *err);
 
 /* qemu_uffd.c: a userfaultfd of the VMM's memory */
 int ferry_qemu_userfaultfd(struct ferry_guest *guest, int *uffd, struct ferry_error *err);

@@ -5,15 +5,9 @@
  * move, other processes that write it, devices that pin it.
  */
 #include <errno.h>
-#include <linux/kcmp.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 
 #include "guest/json.h"
-#include "guest/proc.h"
 #include "guest/qemu.h"
 
 int ferry_qemu_inmigrate(struct ferry_qemu *q, struct ferry_error *err)
@@ -87,77 +81,6 @@ static int check_migration(struct ferry_qemu *q, struct ferry_error *err)
 	return r;
 }
 
-/* Looking for strangers that map guest RAM. */
-struct strangers {
-	struct ferry_qemu *q;
-	const struct ferry_qemu_memory *list;
-	unsigned int count;
-	pid_t pid;
-	struct ferry_error *err;
-};
-
-/* Is that mapping one of our RAM files? Return: index + 1. */
-static int is_ours(void *ctx, const struct ferry_proc_area *area)
-{
-	const struct strangers *s = ctx;
-	unsigned int i;
-
-	for (i = 0; i < s->count; i++)
-		if (area->shared && area->dev == s->list[i].dev && area->ino == s->list[i].ino)
-			return (int)i + 1;
-	return 0;
-}
-
-static bool may_map(const struct ferry_qemu *q, pid_t pid)
-{
-	unsigned int i;
-
-	if (pid == q->guest.pid || pid == getpid() || pid == getppid())
-		return true;
-	for (i = 0; i < q->n_peers; i++)
-		if (pid == q->peers[i])
-			return true;
-	/* A child of QEMU between vfork and exec has QEMU's own memory. */
-	return syscall(SYS_kcmp, pid, q->guest.pid, KCMP_VM, 0, 0) == 0;
-}
-
-static int check_stranger(void *ctx, pid_t pid)
-{
-	struct strangers *s = ctx;
-	char comm[32];
-	int r;
-
-	/* Init may hold rights we have not, and is nobody's vhost backend. */
-	if (pid == s->q->guest.pid || pid == getpid() || pid == 1)
-		return 0;
-	r = ferry_proc_maps(pid, is_ours, s);
-	if (r == -ENOENT || r == -ESRCH || !r)
-		return 0;
-	if (r < 0)
-		return ferry_error_set(s->err, -r, "looking whether pid %d maps guest RAM: %s; run "
-				       "ferry as root (CAP_SYS_PTRACE)", (int)pid, strerror(-r));
-	if (may_map(s->q, pid))
-		return 0;
-	ferry_proc_comm(pid, comm);
-	return ferry_error_set(s->err, EBUSY, "pid %d (%s) maps guest RAM '%s' too and may write "
-			       "it unseen (vhost-user backend, virtiofsd, ivshmem peer?); end it "
-			       "or detach that device first", (int)pid, comm, s->list[r - 1].id);
-}
-
-static int check_memory(struct ferry_qemu *q, struct ferry_error *err)
-{
-	struct strangers s = { .q = q, .err = err };
-	struct ferry_qemu_memory *list;
-	int r = ferry_qemu_memory(q, &list, &s.count, err);
-
-	if (r)
-		return r;
-	s.list = list;
-	r = ferry_proc_pids(check_stranger, &s);
-	free(list);
-	return r;
-}
-
 int ferry_qemu_check(struct ferry_guest *guest, struct ferry_error *err)
 {
 	struct ferry_qemu *q = ferry_qemu_of(guest);
@@ -168,7 +91,7 @@ int ferry_qemu_check(struct ferry_guest *guest, struct ferry_error *err)
 	if (!r)
 		r = check_migration(q, err);
 	if (!r)
-		r = check_memory(q, err);
+		r = ferry_qemu_peers_check(q, err);
 	if (!r)
 		r = ferry_qemu_devices_check(q, err);
 	if (!r)

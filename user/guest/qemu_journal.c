@@ -8,7 +8,7 @@
 #include "guest/qemu.h"
 
 #define JOURNAL_VERSION 1
-/* A text of ours is under 2 KiB. */
+/* A text of ours is under 2 KiB, and 200 bytes more a mapping of guest RAM. */
 #define JOURNAL_MAX_BYTES 65536
 
 static const char *role_name(enum ferry_guest_role role)
@@ -48,6 +48,7 @@ int ferry_qemu_journal_parse(struct ferry_qemu *q, const char *text, struct ferr
 	} optional[] = {
 		{ "capabilities", json_type_object }, { "parameters", json_type_object },
 		{ "was", json_type_string }, { "userfaultfds", json_type_array },
+		{ "throttled", json_type_array }, { "views", json_type_array }, { "spare", json_type_array },
 	};
 	const char *driver, *role;
 	struct json_object *undo;

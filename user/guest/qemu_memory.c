@@ -24,6 +24,7 @@
 #include <unistd.h>
 
 #include "base/log.h"
+#include "dirty/kmod.h"
 #include "guest/json.h"
 #include "guest/proc.h"
 #include "guest/qemu.h"
@@ -271,21 +272,22 @@ static int find_mapping(struct ferry_qemu *q, struct ferry_qemu_memory *m, struc
 	return 0;
 }
 
-/* Is @fd the file we mean? Closes it if not. */
-static int keep_if_same(const struct ferry_qemu_memory *m, int fd)
+/* Is @fd the file we mean, and not a tracked view of it? Closes it if not. */
+static int keep_if_same(const struct ferry_qemu_file *file, int fd)
 {
 	struct stat st;
 
 	if (fd < 0)
 		return fd;
-	if (!fstat(fd, &st) && st.st_dev == m->dev && st.st_ino == m->ino)
+	if (!fstat(fd, &st) && st.st_dev == file->dev && st.st_ino == file->ino &&
+	    !ferry_kmod_is_tracker(fd))
 		return fd;
 	close(fd);
 	return -ESTALE;
 }
 
 struct fd_search {
-	const struct ferry_qemu_memory *m;
+	const struct ferry_qemu_file *file;
 	pid_t pid;
 };
 
@@ -298,18 +300,21 @@ static int search_fd(void *ctx, int fd, const char *link)
 
 	(void)link;
 	snprintf(path, sizeof(path), "/proc/%d/fd/%d", (int)s->pid, fd);
-	return !stat(path, &st) && st.st_dev == s->m->dev && st.st_ino == s->m->ino ? fd + 1 : 0;
+	return !stat(path, &st) && st.st_dev == s->file->dev && st.st_ino == s->file->ino ?
+	       fd + 1 : 0;
 }
 
-static int open_file(const struct ferry_qemu *q, const struct ferry_qemu_memory *m)
+/* Opening what /proc names opens the file itself, also where a view of it is meant. */
+int ferry_qemu_memory_open(const struct ferry_qemu *q, const struct ferry_qemu_file *file,
+			   uint64_t start, uint64_t end)
 {
-	struct fd_search s = { .m = m, .pid = q->guest.pid };
+	struct fd_search s = { .file = file, .pid = q->guest.pid };
 	char path[96];
 	int fd, r;
 
 	snprintf(path, sizeof(path), "/proc/%d/map_files/%llx-%llx", (int)q->guest.pid,
-		 (unsigned long long)m->area_start, (unsigned long long)m->area_end);
-	fd = keep_if_same(m, open(path, O_RDWR | O_CLOEXEC));
+		 (unsigned long long)start, (unsigned long long)end);
+	fd = keep_if_same(file, open(path, O_RDWR | O_CLOEXEC));
 	if (fd >= 0)
 		return fd;
 	/* map_files needs more rights than a descriptor of QEMU, which keeps one open. */
@@ -317,17 +322,18 @@ static int open_file(const struct ferry_qemu *q, const struct ferry_qemu_memory 
 	if (r <= 0)
 		return r < 0 ? r : -ENOENT;
 	snprintf(path, sizeof(path), "/proc/%d/fd/%d", (int)q->guest.pid, r - 1);
-	fd = keep_if_same(m, open(path, O_RDWR | O_CLOEXEC));
-	return fd >= 0 ? fd : keep_if_same(m, ferry_inject_take_fd(q->guest.pid, r - 1));
+	fd = keep_if_same(file, open(path, O_RDWR | O_CLOEXEC));
+	return fd >= 0 ? fd : keep_if_same(file, ferry_inject_take_fd(q->guest.pid, r - 1));
 }
 
 /* Open it and look at what kind of file it is. Return: descriptor or -errno. */
 static int open_memory(const struct ferry_qemu *q, const struct ferry_qemu_memory *m,
 		       struct ferry_error *err)
 {
+	const struct ferry_qemu_file file = { .dev = m->dev, .ino = m->ino };
 	struct statfs fs;
 	struct stat st;
-	int r = 0, fd = open_file(q, m);
+	int r = 0, fd = ferry_qemu_memory_open(q, &file, m->area_start, m->area_end);
 
 	if (fd < 0)
 		return ferry_error_set(err, -fd, "opening guest RAM '%s' (%s) of QEMU (pid %d): %s; "

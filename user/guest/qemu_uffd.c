@@ -10,53 +10,18 @@
  */
 #include <errno.h>
 #include <fcntl.h>
-#include <stdio.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/io.h"
 #include "base/log.h"
 #include "guest/json.h"
-#include "guest/proc.h"
 #include "guest/qemu.h"
 #include "inject/inject.h"
 
 #define UFFD_DEVICE "/dev/userfaultfd"
 #define UFFD_LINK "anon_inode:[userfaultfd]"
 #define MAX_FDS 64
-
-/* Descriptors of QEMU that are the userfaultfd device, whatever its path there. */
-struct device_fds {
-	pid_t pid;
-	dev_t rdev;
-	int fds[MAX_FDS];
-	int count;
-};
-
-static int add_device_fd(void *ctx, int fd, const char *link)
-{
-	struct device_fds *d = ctx;
-	char path[64];
-	struct stat st;
-
-	(void)link;
-	snprintf(path, sizeof(path), "/proc/%d/fd/%d", (int)d->pid, fd);
-	if (!stat(path, &st) && S_ISCHR(st.st_mode) && st.st_rdev == d->rdev &&
-	    d->count < MAX_FDS)
-		d->fds[d->count++] = fd;
-	return 0;
-}
-
-static bool has_fd(const int *fds, int count, int fd)
-{
-	int i;
-
-	for (i = 0; i < count; i++)
-		if (fds[i] == fd)
-			return true;
-	return false;
-}
 
 /* Note QEMU's own userfaultfds, once: a second call would take our leftovers for QEMU's. */
 static int note_known(struct ferry_qemu *q, struct ferry_error *err)
@@ -78,42 +43,12 @@ static int note_known(struct ferry_qemu *q, struct ferry_error *err)
 	return ferry_qemu_journal(q, err);
 }
 
-/* Pass the device in. Return: its number in QEMU, or -errno. */
-static int pass_device(struct ferry_qemu *q, int dev, struct ferry_error *err)
-{
-	struct json_object *args = json_object_new_object();
-	struct device_fds before = { .pid = q->guest.pid }, after;
-	struct stat st;
-	int i, r;
-
-	if (fstat(dev, &st)) {
-		json_object_put(args);
-		return ferry_error_set(err, errno, UFFD_DEVICE ": %s", strerror(errno));
-	}
-	before.rdev = st.st_rdev;
-	after = before;
-	ferry_proc_fds(q->guest.pid, add_device_fd, &before);
-	json_object_object_add(args, "fdname", json_object_new_string(FERRY_QEMU_UFFD_DEVICE));
-	r = ferry_qemu_command(q, "getfd", args, dev, NULL, err);
-	if (r)
-		return r;
-	ferry_proc_fds(q->guest.pid, add_device_fd, &after);
-	for (i = 0; i < after.count; i++)
-		if (!has_fd(before.fds, before.count, after.fds[i]))
-			return after.fds[i];
-	/* Of the same name as a leftover: QEMU closed that and may have reused its number. */
-	if (after.count == 1)
-		return after.fds[0];
-	return ferry_error_set(err, ENOENT, "QEMU (pid %d) took " UFFD_DEVICE " but does not show "
-			       "it in /proc/%d/fd", (int)q->guest.pid, (int)q->guest.pid);
-}
-
 static int make(struct ferry_qemu *q, int dev, int *uffd, struct ferry_error *err)
 {
 	struct ferry_inject *inj;
 	int remote_dev, remote, r;
 
-	remote_dev = pass_device(q, dev, err);
+	remote_dev = ferry_qemu_pass_fd(q, FERRY_QEMU_UFFD_DEVICE, dev, err);
 	if (remote_dev < 0)
 		return remote_dev;
 	r = ferry_inject_open(q->guest.pid, &inj, err);
@@ -132,7 +67,6 @@ static int make(struct ferry_qemu *q, int dev, int *uffd, struct ferry_error *er
 int ferry_qemu_userfaultfd(struct ferry_guest *guest, int *uffd, struct ferry_error *err)
 {
 	struct ferry_qemu *q = ferry_qemu_of(guest);
-	struct json_object *args;
 	int dev, r;
 
 	if (ferry_qemu_gone(q, 0))
@@ -146,10 +80,7 @@ int ferry_qemu_userfaultfd(struct ferry_guest *guest, int *uffd, struct ferry_er
 		r = note_known(q, err);
 	if (!r) {
 		r = make(q, dev, uffd, err);
-		args = json_object_new_object();
-		json_object_object_add(args, "fdname",
-				       json_object_new_string(FERRY_QEMU_UFFD_DEVICE));
-		if (ferry_qemu_command(q, "closefd", args, -1, NULL, NULL))
+		if (ferry_qemu_drop_fd(q, FERRY_QEMU_UFFD_DEVICE, NULL))
 			ferry_log_debug(UFFD_DEVICE " stays open in QEMU until undo");
 		if (r)
 			ferry_qemu_userfaultfd_undo(q, NULL);

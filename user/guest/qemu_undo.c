@@ -20,21 +20,16 @@ struct undo_step {
 	bool asks_qemu;
 };
 
-static int close_name(struct ferry_qemu *q, const char *name, struct ferry_error *err)
-{
-	struct json_object *args = json_object_new_object();
-	int r;
-
-	json_object_object_add(args, "fdname", json_object_new_string(name));
-	r = ferry_qemu_command(q, "closefd", args, -1, NULL, err);
-	return r == -EREMOTEIO ? 0 : r; /* there was none */
-}
-
 static int close_names(struct ferry_qemu *q, struct ferry_error *err)
 {
-	int r = close_name(q, FERRY_QEMU_STATE_FD, err);
+	static const char *const names[] = { FERRY_QEMU_STATE_FD, FERRY_QEMU_UFFD_DEVICE,
+					     FERRY_QEMU_VIEW_FD };
+	size_t i;
+	int r = 0;
 
-	return r ? r : close_name(q, FERRY_QEMU_UFFD_DEVICE, err);
+	for (i = 0; !r && i < sizeof(names) / sizeof(names[0]); i++)
+		r = ferry_qemu_drop_fd(q, names[i], err);
+	return r;
 }
 
 static int undo_resume(struct ferry_qemu *q, struct ferry_error *err)
@@ -44,12 +39,16 @@ static int undo_resume(struct ferry_qemu *q, struct ferry_error *err)
 
 /* The run state comes back first: it is what somebody waits for. */
 static const struct undo_step step_settle = { "ending QEMU's migration", ferry_qemu_settle, true };
+static const struct undo_step step_unthrottle = {
+	"giving the guest its time back", ferry_qemu_throttle_undo, false
+};
 static const struct undo_step step_resume = { "resuming the guest", undo_resume, true };
 static const struct undo_step steps_always[] = {
 	{ "closing passed descriptors", close_names, true },
 	{ "restoring migration capabilities", ferry_qemu_caps_restore, true },
 	{ "restoring migration parameters", ferry_qemu_params_restore, true },
 	{ "closing userfaultfds", ferry_qemu_userfaultfd_undo, false },
+	{ "putting back the plain mapping of guest RAM", ferry_qemu_views_undo, true },
 };
 
 static void run_step(struct ferry_qemu *q, const struct undo_step *step, int *first,
@@ -117,6 +116,8 @@ static int undo_clear(struct ferry_qemu *q, bool resumed, struct ferry_error *er
 	json_object_object_del(q->undo, "capabilities");
 	json_object_object_del(q->undo, "parameters");
 	json_object_object_del(q->undo, "userfaultfds");
+	json_object_object_del(q->undo, "views");
+	json_object_object_del(q->undo, "spare");
 	if (resumed)
 		json_object_object_del(q->undo, "was");
 	return ferry_qemu_journal(q, err);
@@ -129,8 +130,10 @@ int ferry_qemu_undo(struct ferry_guest *guest, bool resume, struct ferry_error *
 	int first = 0;
 	size_t i;
 
+	/* A control group may outlive its QEMU; and what comes now needs QEMU awake. */
+	run_step(q, &step_unthrottle, &first, err);
 	if (ferry_qemu_gone(q, 0))
-		return 0;
+		return first;
 	if (!source && !resume) {
 		int holds = holds_state(q);
 

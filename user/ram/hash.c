@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "ram/hash.h"
 
+#include <endian.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <xxhash.h>
@@ -15,6 +16,21 @@
 uint64_t ferry_hash_page(const void *page)
 {
 	return XXH3_64bits(page, FERRY_PAGE_SIZE);
+}
+
+uint32_t ferry_hash_extent(unsigned int block, uint64_t first_page, uint32_t pages,
+			   const void *bytes)
+{
+	/* Blocks have 2^34 pages at most: no two places have one seed. */
+	uint64_t seed = (uint64_t)block << 48 ^ first_page;
+	uint32_t count = htole32(pages), sum;
+
+	if (bytes)
+		sum = (uint32_t)XXH3_64bits_withSeed(bytes, (size_t)pages << FERRY_PAGE_SHIFT,
+						     seed);
+	else
+		sum = (uint32_t)XXH3_64bits_withSeed(&count, sizeof(count), seed);
+	return sum ? sum : 1;
 }
 
 static void add_pages(const uint8_t *bytes, uint64_t first, uint64_t pages, uint64_t sum[2])

@@ -10,6 +10,15 @@
 uint64_t ferry_hash_page(const void *page);
 
 /**
+ * ferry_hash_extent() - checksum of a run of pages and of where they belong
+ * @bytes: the pages; NULL for a run of zero pages
+ *
+ * Return: never 0, which means none. Drawn in Documentation/wire.rst.
+ */
+uint32_t ferry_hash_extent(unsigned int block, uint64_t first_page, uint32_t pages,
+			   const void *bytes);
+
+/**
  * ferry_hash_block() - hash of a whole block's contents
  * @out: 128 bits. Holes and zero pages count alike, so two copies that differ only in
  *       what is allocated are equal: the sum over all non-zero pages of

@@ -18,7 +18,8 @@
 
 struct config_bytes {
 	uint32_t flags;
-	uint32_t reserved;
+	uint8_t codec;
+	uint8_t reserved[3];
 	uint64_t ram_bytes;
 };
 
@@ -46,6 +47,7 @@ struct summary_bytes {
 };
 
 static_assert(sizeof(struct config_bytes) == FERRY_WIRE_CONFIG_BYTES, "config size");
+static_assert(offsetof(struct config_bytes, codec) == 4, "config codec");
 static_assert(offsetof(struct config_bytes, ram_bytes) == 8, "config ram_bytes");
 static_assert(sizeof(struct blocks_bytes) == 8, "block table head size");
 static_assert(sizeof(struct block_bytes) == 16, "block size");
@@ -55,7 +57,7 @@ static_assert(sizeof(struct summary_bytes) == FERRY_WIRE_SUMMARY_BYTES, "summary
 static_assert(offsetof(struct summary_bytes, device_bytes) == 48, "summary device_bytes");
 static_assert(offsetof(struct summary_bytes, tracker) == 56, "summary tracker");
 
-#define CONFIG_FLAGS FERRY_WIRE_CONFIG_VERIFY
+#define CONFIG_FLAGS (FERRY_WIRE_CONFIG_VERIFY | FERRY_WIRE_CONFIG_CHECKSUM)
 
 static bool is_printable(const char *text, size_t len)
 {
@@ -72,6 +74,7 @@ void ferry_wire_config_encode(const struct ferry_wire_config *c,
 {
 	struct config_bytes b = {
 		.flags = htole32(c->flags),
+		.codec = c->codec,
 		.ram_bytes = htole64(c->ram_bytes),
 	};
 
@@ -85,9 +88,11 @@ int ferry_wire_config_decode(struct ferry_wire_config *c, const uint8_t *buf, si
 	if (len != sizeof(b))
 		return -EMSGSIZE;
 	memcpy(&b, buf, sizeof(b));
-	if (b.reserved || (le32toh(b.flags) & ~CONFIG_FLAGS))
+	if (b.reserved[0] || b.reserved[1] || b.reserved[2] ||
+	    b.codec >= FERRY_WIRE_CODEC_COUNT || (le32toh(b.flags) & ~CONFIG_FLAGS))
 		return -EPROTO;
 	c->flags = le32toh(b.flags);
+	c->codec = b.codec;
 	c->ram_bytes = le64toh(b.ram_bytes);
 	return 0;
 }

@@ -55,6 +55,7 @@ static const struct frame_type types[] = {
 	[FERRY_WIRE_ABORT] = { "ABORT", 0, FERRY_WIRE_MAX_TEXT, 0 },
 	[FERRY_WIRE_ASK] = { "ASK", 0, 0, 0 },
 	[FERRY_WIRE_ANSWER] = { "ANSWER", 4, 4, 0 },
+	[FERRY_WIRE_GUEST] = { "GUEST", 1, FERRY_WIRE_MAX_GUEST, 0 },
 };
 
 static_assert(sizeof(types) / sizeof(types[0]) == FERRY_WIRE_TYPE_COUNT, "a row for each type");

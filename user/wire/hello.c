@@ -50,6 +50,39 @@ const char *ferry_wire_status_text(unsigned int status)
 	return status < STATUS_COUNT ? status_texts[status] : "an answer of unknown meaning";
 }
 
+struct codec {
+	const char *name;
+	uint64_t feature;
+};
+
+static const struct codec codecs[] = {
+	[FERRY_WIRE_CODEC_RAW] = { "none", 0 },
+	[FERRY_WIRE_CODEC_ZSTD] = { "zstd", FERRY_WIRE_FEATURE_ZSTD },
+	[FERRY_WIRE_CODEC_LZ4] = { "lz4", FERRY_WIRE_FEATURE_LZ4 },
+};
+static_assert(sizeof(codecs) / sizeof(codecs[0]) == FERRY_WIRE_CODEC_COUNT, "a row for each codec");
+
+const char *ferry_wire_feature_text(uint64_t feature)
+{
+	if (feature & FERRY_WIRE_FEATURE_ZSTD)
+		return "zstd compression (--compress zstd)";
+	if (feature & FERRY_WIRE_FEATURE_LZ4)
+		return "LZ4 compression (--compress lz4)";
+	if (feature & FERRY_WIRE_FEATURE_CHECKSUM)
+		return "checksums (--checksum)";
+	return "an unknown feature";
+}
+
+const char *ferry_wire_codec_name(unsigned int codec)
+{
+	return codec < FERRY_WIRE_CODEC_COUNT ? codecs[codec].name : "unknown";
+}
+
+uint64_t ferry_wire_codec_feature(unsigned int codec)
+{
+	return codec < FERRY_WIRE_CODEC_COUNT ? codecs[codec].feature : 0;
+}
+
 void ferry_wire_hello_encode(const struct ferry_wire_hello *h, uint8_t buf[FERRY_WIRE_HELLO_BYTES])
 {
 	struct hello_bytes b = {

@@ -8,6 +8,9 @@
  *   extent   block 1, page 0, normal, 4096 bytes
  *   12288 bytes
  *
+ * A compressed extent has less than its 4096 bytes a page. Whether its codec and its
+ * checksum were agreed on is for the receiver to say: the codec of bytes knows no session.
+ *
  * What decode lets through is sound by itself; ferry_wire_packet_check() holds
  * the extents against the header, the blocks and each other, so that after it
  * nothing of a packet needs to be doubted but its round and sequence.
@@ -119,16 +122,19 @@ int ferry_wire_extent_decode(struct ferry_wire_extent *e,
 		.data_bytes = le32toh(b.data_bytes),
 		.checksum = le32toh(b.checksum),
 	};
-	/* Version 1 has no feature for either: what cannot be honoured is not ignored. */
-	if (e->codec || e->checksum || !e->pages)
+	if (!e->pages || e->codec >= FERRY_WIRE_CODEC_COUNT)
 		return -EPROTO;
 	switch (e->kind) {
 	case FERRY_WIRE_EXTENT_NORMAL:
 		if (e->pages > FERRY_WIRE_MAX_PACKET_PAGES)
 			return -EMSGSIZE;
+		/* What does not get smaller is sent as it is. */
+		if (e->codec)
+			return e->data_bytes && e->data_bytes < e->pages * FERRY_WIRE_PAGE_BYTES ?
+				       0 : -EPROTO;
 		return e->data_bytes == e->pages * FERRY_WIRE_PAGE_BYTES ? 0 : -EPROTO;
 	case FERRY_WIRE_EXTENT_ZERO:
-		return e->data_bytes ? -EPROTO : 0;
+		return e->data_bytes || e->codec ? -EPROTO : 0;
 	default:
 		return -EPROTO;
 	}
@@ -202,7 +208,7 @@ static int overlaps(const struct ferry_wire_extent *e, unsigned int n, uint16_t 
 int ferry_wire_packet_check(const struct ferry_wire_packet *p, const struct ferry_wire_extent *e,
 			    const uint64_t *block_pages, unsigned int blocks, uint16_t *scratch)
 {
-	uint64_t data_bytes = 0;
+	uint64_t data_bytes = 0, data_pages = 0;
 	unsigned int i;
 
 	for (i = 0; i < p->extents; i++) {
@@ -214,8 +220,11 @@ int ferry_wire_packet_check(const struct ferry_wire_packet *p, const struct ferr
 		if (e[i].first_page >= room || e[i].pages > room - e[i].first_page)
 			return -ERANGE;
 		data_bytes += e[i].data_bytes;
+		if (e[i].kind == FERRY_WIRE_EXTENT_NORMAL)
+			data_pages += e[i].pages;
 	}
-	if (data_bytes != p->data_bytes)
+	/* Few compressed bytes may not become more memory than a raw packet would need. */
+	if (data_bytes != p->data_bytes || data_pages > FERRY_WIRE_MAX_PACKET_PAGES)
 		return -EPROTO;
 	return overlaps(e, p->extents, scratch) ? -EEXIST : 0;
 }

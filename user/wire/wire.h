@@ -17,7 +17,11 @@
 #define FERRY_WIRE_PACKET_MAGIC 0x504d5246u /* "FRMP" */
 #define FERRY_WIRE_VERSION 1
 #define FERRY_WIRE_MIN_VERSION 1
-#define FERRY_WIRE_FEATURES 0ull /* none beyond version 1 yet */
+#define FERRY_WIRE_FEATURE_ZSTD (1ull << 0)	/* offered: extents compressed by zstd */
+#define FERRY_WIRE_FEATURE_LZ4 (1ull << 1)	/* offered: extents compressed by LZ4 */
+#define FERRY_WIRE_FEATURE_CHECKSUM (1ull << 2) /* offered: a checksum in each extent */
+#define FERRY_WIRE_FEATURES \
+	(FERRY_WIRE_FEATURE_ZSTD | FERRY_WIRE_FEATURE_LZ4 | FERRY_WIRE_FEATURE_CHECKSUM)
 #define FERRY_WIRE_FEATURES_NEEDED 0xffffffff00000000ull /* unknown bits in here refuse a peer */
 
 #define FERRY_WIRE_HELLO_BYTES 64
@@ -29,6 +33,7 @@
 #define FERRY_WIRE_MAX_BLOCKS 256
 #define FERRY_WIRE_MAX_NAME 127
 #define FERRY_WIRE_MAX_TEXT 1024
+#define FERRY_WIRE_MAX_GUEST 71 /* bytes of GUEST */
 #define FERRY_WIRE_MAX_EXTENTS 512	  /* in one packet */
 #define FERRY_WIRE_MAX_PACKET_PAGES 256	  /* with data, in one packet: 1 MiB */
 #define FERRY_WIRE_MAX_OPTIONAL (1u << 20) /* an unknown frame that may be skipped */
@@ -87,6 +92,7 @@ enum ferry_wire_type {
 	FERRY_WIRE_ABORT = 15,	 /* s>d: text; the guest stays at the source. d>s: I gave up, never loaded */
 	FERRY_WIRE_ASK = 16,	 /* s>d: empty; only after HELLO kind RECOVER */
 	FERRY_WIRE_ANSWER = 17,	 /* d>s: u32 enum ferry_wire_answer */
+	FERRY_WIRE_GUEST = 18,	 /* s>d: text: kind of guest, between CONFIG and BLOCKS; without it "qmp" */
 	FERRY_WIRE_TYPE_COUNT,
 };
 
@@ -107,9 +113,19 @@ struct ferry_wire_frame {
 
 #define FERRY_WIRE_RUN_PAUSED 1u /* the guest was paused by a person: own it, leave it so */
 
+/* How the pages of a normal extent stand on the wire. */
+enum ferry_wire_codec {
+	FERRY_WIRE_CODEC_RAW = 0,
+	FERRY_WIRE_CODEC_ZSTD = 1, /* one zstd frame, its content size in its header */
+	FERRY_WIRE_CODEC_LZ4 = 2,  /* one LZ4 block */
+	FERRY_WIRE_CODEC_COUNT,
+};
+
 #define FERRY_WIRE_CONFIG_VERIFY 1u
+#define FERRY_WIRE_CONFIG_CHECKSUM 2u /* every extent carries a checksum */
 struct ferry_wire_config {
 	uint32_t flags;
+	uint8_t codec; /* extents are raw or of this one */
 	uint64_t ram_bytes;
 };
 #define FERRY_WIRE_CONFIG_BYTES 16
@@ -147,11 +163,11 @@ struct ferry_wire_packet {
 struct ferry_wire_extent {
 	uint16_t block;
 	uint8_t kind;
-	uint8_t codec; /* 0: raw */
+	uint8_t codec; /* enum ferry_wire_codec */
 	uint32_t pages;
 	uint64_t first_page;
-	uint32_t data_bytes; /* of this extent on the wire; 0 for zero pages */
-	uint32_t checksum;   /* 0: none */
+	uint32_t data_bytes; /* of this extent on the wire; 0 for zero pages; less than raw if not */
+	uint32_t checksum;   /* 0: none. ferry_hash_extent() */
 };
 
 /*
@@ -172,6 +188,15 @@ void ferry_wire_frame_encode(const struct ferry_wire_frame *f, uint8_t buf[FERRY
 
 /** ferry_wire_frame_decode() - checks length against the bounds of known types too. */
 int ferry_wire_frame_decode(struct ferry_wire_frame *f, const uint8_t buf[FERRY_WIRE_FRAME_BYTES]);
+
+/** ferry_wire_feature_text() - a feature bit in words for a person, and the option it is for. */
+const char *ferry_wire_feature_text(uint64_t feature);
+
+/** ferry_wire_codec_name() - Return: "none", "zstd", "lz4", "unknown". */
+const char *ferry_wire_codec_name(unsigned int codec);
+
+/** ferry_wire_codec_feature() - what a peer must offer for that codec, 0 for raw. */
+uint64_t ferry_wire_codec_feature(unsigned int codec);
 
 /** ferry_wire_type_name() - Return: "PACKAGE" and the like, "unknown" for others. */
 const char *ferry_wire_type_name(unsigned int type);

@@ -3,8 +3,9 @@
  * The receiving pool.
  *
  * Each channel's thread reads a packet's header and extents, checks them, and
- * then moves the data: socket -> buffer -> pwrite(2) into the memory file, a
- * buffer at a time. Nothing is written before the whole head was found good.
+ * then moves the data: socket -> buffer (-> unpacked) -> pwrite(2) into the memory
+ * file. Nothing is written before the whole packet was found good: its head, what
+ * its extents unpack to, and their checksums.
  *
  * Rounds: a SYNC must carry the round the channel is in. Who reads it waits
  * until every channel has; then all are in the next round. So whatever a
@@ -25,7 +26,9 @@
 
 #include "base/clock.h"
 #include "base/io.h"
+#include "ram/hash.h"
 #include "wire/wire.h"
+#include "xport/compress.h"
 #include "xport/crew.h"
 
 #define BUFFER_BYTES (FERRY_WIRE_MAX_PACKET_PAGES * FERRY_PAGE_SIZE)
@@ -42,13 +45,18 @@ struct channel {
 	struct ferry_wire_extent extents[FERRY_WIRE_MAX_EXTENTS];
 	uint16_t scratch[FERRY_WIRE_MAX_EXTENTS];
 	uint8_t head[FERRY_WIRE_MAX_EXTENTS * FERRY_WIRE_EXTENT_BYTES];
+	const uint8_t *data[FERRY_WIRE_MAX_EXTENTS]; /* the pages of each normal one */
 	uint8_t *buffer;
+	struct ferry_compress *compress; /* NULL: all must be raw */
+	uint8_t *unpacked;		 /* a packet has no more pages than the buffer takes */
 };
 
 struct ferry_multifd_recv {
 	struct ferry_crew crew;
 	const struct ferry_ram *ram;
 	struct ferry_bitmap *received;
+	uint8_t codec;
+	bool checksum;
 	uint64_t block_pages[FERRY_RAM_MAX_BLOCKS];
 
 	/* All under the crew's lock. */
@@ -131,6 +139,13 @@ static int read_extents(struct channel *ch)
 					     ch->head + i * FERRY_WIRE_EXTENT_BYTES);
 		if (r)
 			return bad_packet(ch, r, "an extent makes no sense");
+		if (ch->extents[i].codec && ch->extents[i].codec != pool->codec)
+			return bad_packet(ch, -EPROTO, "an extent is compressed in a way that was "
+					  "not agreed on");
+		if (!pool->checksum != !ch->extents[i].checksum)
+			return bad_packet(ch, -EPROTO, pool->checksum ?
+					  "an extent has no checksum" :
+					  "an extent has a checksum, which was not agreed on");
 	}
 	r = ferry_wire_packet_check(&ch->packet, ch->extents, pool->block_pages, pool->ram->count,
 				    ch->scratch);
@@ -188,54 +203,56 @@ static int load_zero(struct channel *ch, const struct ferry_wire_extent *e)
 	return 0;
 }
 
-/* Write @pages pages of extent @e, from its page @skip on. */
-static int write_pages(struct channel *ch, const struct ferry_wire_extent *e, uint64_t skip,
-		       uint64_t pages, const uint8_t *data)
+/* End it over one extent, naming where in guest memory it belongs. */
+static int bad_extent(struct channel *ch, const struct ferry_wire_extent *e, const char *what)
+{
+	return fail(ch, EBADMSG, "memory block '%s', pages %llu to %llu, in packet %llu of round "
+		    "%u: %s; nothing of it was used", ch->pool->ram->blocks[e->block].name,
+		    (unsigned long long)e->first_page,
+		    (unsigned long long)(e->first_page + e->pages - 1),
+		    (unsigned long long)ch->sequence, ch->round, what);
+}
+
+/* Read the data and see that all of it is good; ch->data tells where the pages are then. */
+static int read_data(struct channel *ch)
+{
+	uint8_t *at = ch->buffer, *unpacked = ch->unpacked;
+	unsigned int i;
+	int r = read_more(ch, at, ch->packet.data_bytes);
+
+	for (i = 0; !r && i < ch->packet.extents; i++) {
+		const struct ferry_wire_extent *e = &ch->extents[i];
+		const uint8_t *data = e->kind == FERRY_WIRE_EXTENT_NORMAL ? at : NULL;
+
+		at += e->data_bytes;
+		if (e->codec) {
+			size_t bytes = (size_t)e->pages << FERRY_PAGE_SHIFT;
+
+			if (ferry_compress_unpack(ch->compress, data, e->data_bytes, unpacked,
+						  bytes))
+				return bad_extent(ch, e, "its compressed data is damaged");
+			data = unpacked;
+			unpacked += bytes;
+		}
+		if (e->checksum && e->checksum != ferry_hash_extent(e->block, e->first_page,
+								    e->pages, data))
+			return bad_extent(ch, e, "its checksum is wrong: it was changed on the way "
+					  "or in a host's memory");
+		ch->data[i] = data;
+	}
+	return r;
+}
+
+static int load_normal(struct channel *ch, const struct ferry_wire_extent *e, const uint8_t *data)
 {
 	const struct ferry_ram_block *block = &ch->pool->ram->blocks[e->block];
-	uint64_t page = e->first_page + skip;
-	int r = ferry_io_pwrite(block->fd, data, pages << FERRY_PAGE_SHIFT,
-				(off_t)(block->fd_off_bytes + (page << FERRY_PAGE_SHIFT)));
+	int r = ferry_io_pwrite(block->fd, data, (size_t)e->pages << FERRY_PAGE_SHIFT,
+				(off_t)(block->fd_off_bytes +
+					(e->first_page << FERRY_PAGE_SHIFT)));
 
 	if (r)
 		return fail(ch, -r, "writing to memory block '%s': %s", block->name, strerror(-r));
-	ferry_bitmap_set_atomic(ch->pool->received, e->block, page, pages);
-	return 0;
-}
-
-/* The data of the normal extents, which follows in their order. */
-static int load_data(struct channel *ch)
-{
-	const struct ferry_wire_extent *e = ch->extents;
-	uint32_t left = ch->packet.data_bytes;
-	uint64_t done = 0; /* pages of *e */
-
-	while (left) {
-		uint32_t n = left < BUFFER_BYTES ? left : (uint32_t)BUFFER_BYTES;
-		uint8_t *at = ch->buffer, *end = at + n;
-		int r = read_more(ch, at, n);
-
-		if (r)
-			return r;
-		left -= n;
-		while (at < end) {
-			uint64_t pages;
-
-			if (e->kind != FERRY_WIRE_EXTENT_NORMAL || done == e->pages) {
-				e++;
-				done = 0;
-				continue;
-			}
-			pages = (uint64_t)(end - at) >> FERRY_PAGE_SHIFT;
-			if (pages > e->pages - done)
-				pages = e->pages - done;
-			r = write_pages(ch, e, done, pages, at);
-			if (r)
-				return r;
-			done += pages;
-			at += pages << FERRY_PAGE_SHIFT;
-		}
-	}
+	ferry_bitmap_set_atomic(ch->pool->received, e->block, e->first_page, e->pages);
 	return 0;
 }
 
@@ -300,10 +317,10 @@ static int load_packet(struct channel *ch)
 	r = read_extents(ch);
 	if (r)
 		return r;
-	r = load_data(ch);
+	r = read_data(ch);
 	for (i = 0; !r && i < ch->packet.extents; i++)
-		if (ch->extents[i].kind == FERRY_WIRE_EXTENT_ZERO)
-			r = load_zero(ch, &ch->extents[i]);
+		r = ch->data[i] ? load_normal(ch, &ch->extents[i], ch->data[i]) :
+				  load_zero(ch, &ch->extents[i]);
 	ch->sequence++;
 	return r ? r : count(ch);
 }
@@ -319,9 +336,31 @@ static void free_pool(struct ferry_multifd_recv *pool)
 {
 	unsigned int i;
 
-	for (i = 0; i < pool->crew.channels; i++)
+	for (i = 0; i < pool->crew.channels; i++) {
 		free(pool->channels[i].buffer);
+		free(pool->channels[i].unpacked);
+		ferry_compress_free(pool->channels[i].compress);
+	}
 	free(pool);
+}
+
+static int init_channel(struct ferry_multifd_recv *pool, unsigned int index,
+			struct ferry_error *err)
+{
+	struct channel *ch = &pool->channels[index];
+	int r = ferry_compress_create(pool->codec, FERRY_COMPRESS_UNPACK, &ch->compress);
+
+	ch->pool = pool;
+	ch->index = index;
+	ch->round = 1;
+	if (r == -EINVAL)
+		return ferry_error_set(err, EINVAL, "there is no codec %u", pool->codec);
+	ch->buffer = aligned_alloc(FERRY_PAGE_SIZE, BUFFER_BYTES);
+	if (ch->compress)
+		ch->unpacked = malloc(BUFFER_BYTES);
+	if (r || !ch->buffer || (ch->compress && !ch->unpacked))
+		return ferry_error_set(err, ENOMEM, "no memory for multifd channel %u", index);
+	return 0;
 }
 
 int ferry_multifd_recv_create(const struct ferry_multifd_recv_params *params,
@@ -341,21 +380,15 @@ int ferry_multifd_recv_create(const struct ferry_multifd_recv_params *params,
 		goto err_free;
 	pool->ram = params->ram;
 	pool->received = params->received;
+	pool->codec = params->codec;
+	pool->checksum = params->checksum;
 	for (i = 0; i < params->ram->count; i++)
 		pool->block_pages[i] = ferry_ram_block_pages(&params->ram->blocks[i]);
 	for (i = 0; i < params->channels; i++) {
-		struct channel *ch = &pool->channels[i];
-
-		ch->pool = pool;
-		ch->index = i;
-		ch->fd = params->fds[i];
-		ch->round = 1;
-		ch->buffer = aligned_alloc(FERRY_PAGE_SIZE, BUFFER_BYTES);
-		if (!ch->buffer) {
-			r = ferry_error_set(err, ENOMEM, "no memory for multifd channel %u", i);
-			goto err_end;
-		}
-		r = ferry_crew_start(&pool->crew, run_channel, ch, err);
+		pool->channels[i].fd = params->fds[i];
+		r = init_channel(pool, i, err);
+		if (!r)
+			r = ferry_crew_start(&pool->crew, run_channel, &pool->channels[i], err);
 		if (r)
 			goto err_end;
 	}

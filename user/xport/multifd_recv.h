@@ -2,6 +2,7 @@
 #ifndef FERRY_XPORT_MULTIFD_RECV_H
 #define FERRY_XPORT_MULTIFD_RECV_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "base/error.h"
@@ -22,6 +23,8 @@ struct ferry_multifd_recv_params {
 	unsigned int channels;
 	const struct ferry_ram *ram;
 	struct ferry_bitmap *received; /* pages that hold received data; set and cleared atomically */
+	uint8_t codec;		       /* enum ferry_wire_codec that extents may have beside raw */
+	bool checksum;		       /* every extent must carry one */
 };
 
 struct ferry_multifd_recv_stats {

@@ -17,6 +17,9 @@
  * first costs more than the copy, since SEEK_HOLE walks to the end of the data.
  * The copy also makes what is judged (zero?), told to page_sent and sent the same bytes.
  *
+ * With a codec, each normal extent that gets smaller goes out packed, the others raw; what
+ * counts as sent, and for the rate limit, is what is on the wire.
+ *
  * Rounds: sync() waits until the ring is empty and each channel has sent its
  * SYNC behind its own last packet. Pages of the next round are only queued after
  * that, so on each connection they stand behind the SYNC.
@@ -32,6 +35,7 @@
 #include "ram/zero.h"
 #include "wire/wire.h"
 #include "xport/crew.h"
+#include "xport/packet.h"
 
 #define QUEUE_RUNS 1024u
 
@@ -61,7 +65,6 @@ struct channel {
 	struct ferry_multifd_send *pool;
 	unsigned int index;
 	int fd;
-	uint64_t sequence;
 	uint32_t synced; /* round of its last SYNC; under the lock */
 
 	/* The packet under way, the thread's own. */
@@ -70,13 +73,7 @@ struct channel {
 	unsigned int run_count;
 	uint64_t run_pages;
 	struct run runs[TAKE_RUNS];
-	struct ferry_wire_packet packet;
-	struct ferry_wire_extent extents[FERRY_WIRE_MAX_EXTENTS];
-	uint64_t normal_pages;
-	uint64_t zero_pages;
-	unsigned int iov_count;
-	struct iovec iov[1 + FERRY_WIRE_MAX_PACKET_PAGES];
-	uint8_t head[FERRY_WIRE_PACKET_BYTES + FERRY_WIRE_MAX_EXTENTS * FERRY_WIRE_EXTENT_BYTES];
+	struct ferry_packet packet;
 	uint8_t *buffer;
 };
 
@@ -186,49 +183,6 @@ static void fail(struct channel *ch, int errnum, const char *what)
 	ferry_crew_stop(&ch->pool->crew, &why);
 }
 
-static void add_extent(struct channel *ch, unsigned int block, uint64_t first_page, uint64_t pages,
-		       enum ferry_wire_extent_kind kind)
-{
-	uint32_t bytes = kind == FERRY_WIRE_EXTENT_NORMAL ? (uint32_t)pages * FERRY_PAGE_SIZE : 0;
-	struct ferry_wire_extent *last = &ch->extents[ch->packet.extents];
-
-	if (kind == FERRY_WIRE_EXTENT_NORMAL)
-		ch->normal_pages += pages;
-	else
-		ch->zero_pages += pages;
-	ch->packet.data_bytes += bytes;
-	if (ch->packet.extents) {
-		last--;
-		if (last->block == block && last->kind == kind &&
-		    last->first_page + last->pages == first_page &&
-		    pages <= UINT32_MAX - last->pages) {
-			last->pages += (uint32_t)pages;
-			last->data_bytes += bytes;
-			return;
-		}
-		last++;
-	}
-	*last = (struct ferry_wire_extent){
-		.block = (uint16_t)block,
-		.kind = (uint8_t)kind,
-		.pages = (uint32_t)pages,
-		.first_page = first_page,
-		.data_bytes = bytes,
-	};
-	ch->packet.extents++;
-}
-
-static void add_data(struct channel *ch, uint8_t *data, size_t len)
-{
-	struct iovec *last = &ch->iov[ch->iov_count - 1];
-
-	if (ch->iov_count > 1 && (uint8_t *)last->iov_base + last->iov_len == data) {
-		last->iov_len += len;
-		return;
-	}
-	ch->iov[ch->iov_count++] = (struct iovec){ .iov_base = data, .iov_len = len };
-}
-
 /* Read a run to @at and add its pages to the packet. Return: 0 or -errno. */
 static int add_run(struct channel *ch, const struct run *run, uint8_t *at)
 {
@@ -245,10 +199,8 @@ static int add_run(struct channel *ch, const struct run *run, uint8_t *at)
 		uint8_t *page = at + (i << FERRY_PAGE_SHIFT);
 		bool zero = ferry_zero_is(page, FERRY_PAGE_SIZE);
 
-		add_extent(ch, run->block, run->first_page + i, 1,
-			   zero ? FERRY_WIRE_EXTENT_ZERO : FERRY_WIRE_EXTENT_NORMAL);
-		if (!zero)
-			add_data(ch, page, FERRY_PAGE_SIZE);
+		ferry_packet_add(&ch->packet, run->block, run->first_page + i, 1,
+				 zero ? NULL : page);
 		if (ch->watched)
 			params->page_sent(params->ctx, run->block, run->first_page + i,
 					  zero ? NULL : page);
@@ -261,21 +213,9 @@ static void add_zero_run(struct channel *ch, const struct run *run)
 	const struct ferry_multifd_send_params *params = &ch->pool->params;
 	uint64_t i;
 
-	add_extent(ch, run->block, run->first_page, run->pages, FERRY_WIRE_EXTENT_ZERO);
+	ferry_packet_add(&ch->packet, run->block, run->first_page, run->pages, NULL);
 	for (i = 0; ch->watched && i < run->pages; i++)
 		params->page_sent(params->ctx, run->block, run->first_page + i, NULL);
-}
-
-static void begin_packet(struct channel *ch, uint16_t flags)
-{
-	ch->packet = (struct ferry_wire_packet){
-		.flags = flags,
-		.round = ch->round,
-		.sequence = ch->sequence++,
-	};
-	ch->normal_pages = 0;
-	ch->zero_pages = 0;
-	ch->iov_count = 1; /* the header's, filled in last */
 }
 
 /* Wait for the right to send @bytes. Return: 0, or -ECANCELED when the pool stopped. */
@@ -304,31 +244,23 @@ static int pay(struct channel *ch, uint64_t bytes)
 /* Return: 0, or a negative errno after the pool was stopped for it. */
 static int send_packet(struct channel *ch)
 {
-	size_t head_bytes = FERRY_WIRE_PACKET_BYTES;
-	uint64_t bytes;
-	unsigned int i;
+	struct ferry_multifd_send_stats *stats = &ch->pool->stats;
+	struct ferry_packet *p = &ch->packet;
 	int r;
 
-	ferry_wire_packet_encode(&ch->packet, ch->head);
-	for (i = 0; i < ch->packet.extents; i++) {
-		ferry_wire_extent_encode(&ch->extents[i], ch->head + head_bytes);
-		head_bytes += FERRY_WIRE_EXTENT_BYTES;
-	}
-	ch->iov[0] = (struct iovec){ .iov_base = ch->head, .iov_len = head_bytes };
-	bytes = head_bytes + ch->packet.data_bytes;
-
-	r = ch->packet.extents ? pay(ch, bytes) : 0; /* a SYNC is free: it must not come late */
+	ferry_packet_finish(p);
+	r = p->head.extents ? pay(ch, p->bytes) : 0; /* a SYNC is free: it must not come late */
 	if (r)
 		return r;
-	r = ferry_io_writev(ch->fd, ch->iov, (int)ch->iov_count, 0, FERRY_CLOCK_NEVER);
+	r = ferry_io_writev(ch->fd, p->iov, (int)p->iov_count, 0, FERRY_CLOCK_NEVER);
 	if (r) {
 		fail(ch, -r, "connection lost");
 		return r;
 	}
 	pthread_mutex_lock(&ch->pool->crew.lock);
-	ch->pool->stats.sent_bytes += bytes;
-	ch->pool->stats.normal_pages += ch->normal_pages;
-	ch->pool->stats.zero_pages += ch->zero_pages;
+	stats->sent_bytes += p->bytes;
+	stats->normal_pages += p->normal_pages;
+	stats->zero_pages += p->zero_pages;
 	pthread_mutex_unlock(&ch->pool->crew.lock);
 	return 0;
 }
@@ -340,7 +272,7 @@ static int send_runs(struct channel *ch)
 	unsigned int i;
 	int r;
 
-	begin_packet(ch, 0);
+	ferry_packet_begin(&ch->packet, 0, ch->round);
 	for (i = 0; i < ch->run_count; i++) {
 		const struct run *run = &ch->runs[i];
 
@@ -360,6 +292,8 @@ static int send_runs(struct channel *ch)
 		return r;
 	pthread_mutex_lock(&pool->crew.lock);
 	pool->pending_pages -= ch->run_pages;
+	if (!pool->pending_pages)
+		pthread_cond_broadcast(&pool->crew.changed); /* drain() */
 	pthread_mutex_unlock(&pool->crew.lock);
 	return 0;
 }
@@ -369,7 +303,7 @@ static int send_sync(struct channel *ch)
 	struct ferry_crew *crew = &ch->pool->crew;
 	int r;
 
-	begin_packet(ch, FERRY_WIRE_PACKET_SYNC);
+	ferry_packet_begin(&ch->packet, FERRY_WIRE_PACKET_SYNC, ch->round);
 	r = send_packet(ch);
 	if (r)
 		return r;
@@ -396,9 +330,27 @@ static void free_pool(struct ferry_multifd_send *pool)
 {
 	unsigned int i;
 
-	for (i = 0; i < pool->crew.channels; i++)
+	for (i = 0; i < pool->crew.channels; i++) {
 		free(pool->channels[i].buffer);
+		ferry_packet_free(&pool->channels[i].packet);
+	}
 	free(pool);
+}
+
+static int init_channel(struct ferry_multifd_send *pool, unsigned int index,
+			struct ferry_error *err)
+{
+	struct channel *ch = &pool->channels[index];
+	int r = ferry_packet_init(&ch->packet, pool->params.codec, pool->params.checksum);
+
+	ch->pool = pool;
+	ch->index = index;
+	if (r == -EINVAL)
+		return ferry_error_set(err, EINVAL, "there is no codec %u", pool->params.codec);
+	ch->buffer = aligned_alloc(FERRY_PAGE_SIZE, BUFFER_BYTES);
+	if (r || !ch->buffer)
+		return ferry_error_set(err, ENOMEM, "no memory for multifd channel %u", index);
+	return 0;
 }
 
 int ferry_multifd_send_create(const struct ferry_multifd_send_params *params,
@@ -420,17 +372,10 @@ int ferry_multifd_send_create(const struct ferry_multifd_send_params *params,
 	pool->params.fds = NULL; /* the crew has its own copy */
 	pool->round = 1;
 	for (i = 0; i < params->channels; i++) {
-		struct channel *ch = &pool->channels[i];
-
-		ch->pool = pool;
-		ch->index = i;
-		ch->fd = params->fds[i];
-		ch->buffer = aligned_alloc(FERRY_PAGE_SIZE, BUFFER_BYTES);
-		if (!ch->buffer) {
-			r = ferry_error_set(err, ENOMEM, "no memory for multifd channel %u", i);
-			goto err_end;
-		}
-		r = ferry_crew_start(&pool->crew, run_channel, ch, err);
+		pool->channels[i].fd = params->fds[i];
+		r = init_channel(pool, i, err);
+		if (!r)
+			r = ferry_crew_start(&pool->crew, run_channel, &pool->channels[i], err);
 		if (r)
 			goto err_end;
 	}
@@ -534,6 +479,24 @@ int ferry_multifd_send_sync(struct ferry_multifd_send *pool, uint32_t round,
 	if (!r)
 		pool->round++;
 out:
+	pthread_mutex_unlock(&pool->crew.lock);
+	return r;
+}
+
+int ferry_multifd_send_drain(struct ferry_multifd_send *pool, uint64_t deadline_ns,
+			     struct ferry_error *err)
+{
+	int r;
+
+	pthread_mutex_lock(&pool->crew.lock);
+	for (;;) {
+		r = ferry_crew_result(&pool->crew, err);
+		if (r || !pool->pending_pages)
+			break;
+		r = ferry_crew_wait(&pool->crew, deadline_ns);
+		if (r)
+			break;
+	}
 	pthread_mutex_unlock(&pool->crew.lock);
 	return r;
 }

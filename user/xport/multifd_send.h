@@ -21,7 +21,9 @@ struct ferry_multifd_send_params {
 	const int *fds; /* one a channel; the pool's to close once create succeeded */
 	unsigned int channels;
 	const struct ferry_ram *ram; /* read by pread(2), mapped or not; outlives the pool */
-	struct ferry_rate *rate;
+	struct ferry_rate *rate; /* counts bytes on the wire */
+	uint8_t codec;		 /* enum ferry_wire_codec, for what gets smaller by it */
+	bool checksum;		 /* of every extent */
 	/*
 	 * When set, called for every page sent, with a private copy of its bytes (NULL for a
 	 * zero page) that is exactly what goes out. Any channel thread. Slower: NULL when not needed.
@@ -71,6 +73,14 @@ int ferry_multifd_send_sync(struct ferry_multifd_send *pool, uint32_t round,
  */
 unsigned int ferry_multifd_send_share(uint64_t queued_pages, unsigned int channels,
 				      uint64_t bytes_per_s);
+
+/**
+ * ferry_multifd_send_drain() - until all that was queued is in the sockets, or the deadline
+ *
+ * Return: 0, -ETIMEDOUT (no text), the error of a channel, -ECANCELED after abort.
+ */
+int ferry_multifd_send_drain(struct ferry_multifd_send *pool, uint64_t deadline_ns,
+			     struct ferry_error *err);
 
 /** ferry_multifd_send_pending() - pages queued and not sent yet. */
 uint64_t ferry_multifd_send_pending(struct ferry_multifd_send *pool);

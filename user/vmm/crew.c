@@ -1,0 +1,132 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/*
+ * A thread for each vCPU. It runs stretches of guest code, and between them it waits:
+ * while the guest is paused, for its dirty rate, for the throttle.
+ *
+ * Pausing: `paused` is set, then every vCPU is kicked, then all must have gone idle. A vCPU
+ * that looked at `paused` before it was set is kicked out of, or before, its next stretch.
+ */
+#include "vmm/vmm.h"
+
+#include <errno.h>
+#include <time.h>
+
+#define SECOND 1000000000ULL
+#define SLICE 10000000ULL /* ns of running between two pauses of a throttled vCPU */
+
+/* When this vCPU may go on, after its stretch ended at @now. */
+static uint64_t next_turn(struct vcpu *vcpu, uint64_t now, bool batch_done)
+{
+	uint64_t rate = vcpu->lane->rate, turn = now;
+
+	if (rate && batch_done) {
+		vcpu->due_ns += vcpu->lane->batch * SECOND / rate;
+		/* What it missed while it was paused for long is not made up for. */
+		if (vcpu->due_ns + SECOND < now)
+			vcpu->due_ns = now;
+		turn = vcpu->due_ns;
+	}
+	if (vcpu->vmm->throttle && now - vcpu->slice_ns >= SLICE) {
+		uint64_t end = now + SLICE * vcpu->vmm->throttle / (100 - vcpu->vmm->throttle);
+
+		turn = turn > end ? turn : end;
+		vcpu->slice_ns = turn;
+	}
+	return turn;
+}
+
+/* Return: false when the thread must end. */
+static bool wait_for_turn(struct vcpu *vcpu, bool batch_done)
+{
+	struct vmm *vmm = vcpu->vmm;
+	uint64_t now = vmm_now_ns(CLOCK_MONOTONIC), turn = 0;
+	struct timespec until;
+	bool end;
+
+	pthread_mutex_lock(&vmm->lock);
+	if (batch_done || vmm->throttle)
+		turn = next_turn(vcpu, now, batch_done);
+	until = (struct timespec){ (time_t)(turn / SECOND), (long)(turn % SECOND) };
+	vmm->busy--;
+	pthread_cond_broadcast(&vmm->changed);
+	while (!(vmm->paused & PAUSED_TO_END) && (vmm->paused || turn > now)) {
+		if (vmm->paused)
+			pthread_cond_wait(&vmm->changed, &vmm->lock);
+		else
+			pthread_cond_timedwait(&vmm->changed, &vmm->lock, &until);
+		now = vmm_now_ns(CLOCK_MONOTONIC);
+	}
+	end = vmm->paused & PAUSED_TO_END;
+	vmm->busy += !end;
+	pthread_mutex_unlock(&vmm->lock);
+	return !end;
+}
+
+static void *vcpu_thread(void *arg)
+{
+	struct vcpu *vcpu = arg;
+	struct vmm *vmm = vcpu->vmm;
+	int r = -EINTR;
+
+	while (wait_for_turn(vcpu, !r)) {
+		do
+			r = vmm->engine->run(vcpu);
+		while (!r && !vcpu->lane->rate && !vmm->throttle &&
+		       !__atomic_load_n(&vmm->paused, __ATOMIC_RELAXED));
+		if (!r || r == -EINTR)
+			continue;
+		/* This vCPU is over; the others and the port go on, to tell. */
+		pthread_mutex_lock(&vmm->lock);
+		vmm->crashed++;
+		vmm->busy--;
+		pthread_cond_broadcast(&vmm->changed);
+		pthread_mutex_unlock(&vmm->lock);
+		break;
+	}
+	return NULL;
+}
+
+int crew_create(struct vmm *vmm)
+{
+	pthread_condattr_t attr;
+	unsigned int i;
+	int r;
+
+	pthread_condattr_init(&attr);
+	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+	pthread_cond_init(&vmm->changed, &attr);
+	for (i = 0; i < vmm->opt.vcpus; i++) {
+		vmm->busy++;
+		r = pthread_create(&vmm->vcpu[i].thread, NULL, vcpu_thread, &vmm->vcpu[i]);
+		if (r)
+			return vmm_error(vmm, r, "cannot start a thread for each vCPU");
+	}
+	return 0;
+}
+
+void crew_kick(struct vmm *vmm)
+{
+	unsigned int i;
+
+	for (i = 0; i < vmm->opt.vcpus; i++)
+		vmm->engine->kick(&vmm->vcpu[i]);
+}
+
+void crew_pause(struct vmm *vmm, unsigned int by)
+{
+	pthread_mutex_lock(&vmm->lock);
+	__atomic_or_fetch(&vmm->paused, by, __ATOMIC_RELAXED);
+	pthread_cond_broadcast(&vmm->changed);
+	crew_kick(vmm);
+	while (vmm->busy)
+		pthread_cond_wait(&vmm->changed, &vmm->lock);
+	pthread_mutex_unlock(&vmm->lock);
+}
+
+void crew_resume(struct vmm *vmm, unsigned int by)
+{
+	pthread_mutex_lock(&vmm->lock);
+	__atomic_and_fetch(&vmm->paused, ~by, __ATOMIC_RELAXED);
+	pthread_cond_broadcast(&vmm->changed);
+	pthread_mutex_unlock(&vmm->lock);
+}
