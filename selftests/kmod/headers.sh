@@ -6,52 +6,70 @@
 #
 #   selftests/kmod/headers.sh [FLAVOUR]     default: cloud
 #
-# $FERRY_CACHE names the cache; default build/cache.
+# build.sh beside it builds with them; those of 7.2 need compilers newer than this
+# machine's. $FERRY_CACHE names the cache; default build/cache.
 set -eu
 root=$(cd "$(dirname "$0")/../.." && pwd)
 . "$root/selftests/qemu/apt.sh"
 
 flavour=${1:-cloud}
-case $flavour in
-cloud) meta=linux-headers-cloud-amd64 ;;
-standard) meta=linux-headers-amd64 ;;
-*) die "there is no flavour '$flavour'; know cloud standard" ;;
-esac
+# flavour, package that depends on the current headers, suite; as in kernel.sh
+while read -r name meta suite; do
+	[ "$name" != "$flavour" ] || break
+done <<TABLE
+cloud       linux-headers-cloud-amd64  -
+standard    linux-headers-amd64        -
+6.12        linux-headers-amd64        bookworm-backports
+6.12-cloud  linux-headers-cloud-amd64  bookworm-backports
+7.2         linux-headers-amd64        trixie-backports
+7.2-cloud   linux-headers-cloud-amd64  trixie-backports
+none        -                          -
+TABLE
+[ "$name" = "$flavour" ] ||
+	die "there is no flavour '$flavour'; know cloud standard 6.12 6.12-cloud 7.2 7.2-cloud"
 
 out=$cache/headers-$flavour
 need apt-get dpkg-deb flock
 lock "headers-$flavour"
 
-# depends PACKAGE: the header and kbuild packages it depends on directly.
+# depends PACKAGE KIND: the packages it depends on directly that are called
+# linux-KIND-VERSION, from the lists that $apt_options selects.
 depends() {
 	apt-cache $apt_options show --no-all-versions "$1" 2>/dev/null |
 		sed -n 's/^Depends: //p' | head -n 1 | tr ',' '\n' |
-		sed -n 's/^ *\(linux-\(headers\|kbuild\)-[^ ]*\).*/\1/p'
+		sed -n "s/^ *\(linux-$2-[0-9][^ ]*\).*/\1/p"
 }
 
 fetch() { # SUITE
 	apt_suite "$1"
-	package=$(depends "$meta" | head -n 1)
-	[ -n "$package" ] && (cd "$new" &&
-		apt-get $apt_options download "$package" $(depends "$package") >&2)
+	package=$(depends "$meta" headers)
+	[ -n "$package" ] || return 1
+	parts=
+	# What all flavours share, the build tools, and in later releases the configuration.
+	for kind in headers kbuild base; do
+		parts="$parts $(depends "$package" "$kind")"
+	done
+	(cd "$new" && apt-get $apt_options download "$package" $parts >&2)
 }
 
 if [ ! -e "$out/complete" ]; then
 	new=$out.new
 	rm -rf "$new" "$out"
 	mkdir -p "$new/root"
-	# No or stale lists in the system: take private ones of the same release.
-	fetch - || fetch "$(. /etc/os-release && echo "$VERSION_CODENAME")" ||
-		die "cannot download the headers behind $meta; is a Debian mirror reachable?"
+	if ! fetch "$suite"; then
+		# No or stale lists in the system: take private ones of the same release.
+		[ "$suite" = - ] && fetch "$(. /etc/os-release && echo "$VERSION_CODENAME")" ||
+			die "cannot download the headers behind $meta; is a Debian mirror reachable?"
+	fi
 	for deb in "$new"/*.deb; do
 		dpkg-deb -x "$deb" "$new/root"
 		rm "$deb"
 	done
 	build=$new/root/usr/src/$package
 	[ -f "$build/Makefile" ] || die "$package holds no usr/src/$package/Makefile"
-	# It includes the common headers by the path they would be installed to; the
-	# tree moves to its final name after this.
-	sed -i "s|^include /usr/src/|include $out/root/usr/src/|" "$build/Makefile"
+	# It names itself and the common headers by the paths they would be installed to;
+	# the tree moves to its final name after this.
+	sed -i "s#^\(include \|KBUILD_OUTPUT=\)/usr/src/#\1$out/root/usr/src/#" "$build/Makefile"
 	ln -s "root/usr/src/$package" "$new/build"
 	touch "$new/complete"
 	mv "$new" "$out"
