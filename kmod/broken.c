@@ -39,8 +39,11 @@ bool ferry_broken(enum ferry_broken what)
 
 void ferry_broken_widen(enum ferry_broken what)
 {
+	/* Direct I/O has to begin in it, and comes less often than stores. */
+	unsigned long us = what == FERRY_BROKEN_PINFIRST ? 20000 : 1000;
+
 	if (ferry_broken(what))
-		usleep_range(1000, 2000);
+		usleep_range(us, 2 * us);
 }
 
 static int broken_set(const char *value, const struct kernel_param *kp)

@@ -27,7 +27,8 @@
  *	nostartprotect	start clears the bits and protects nothing
  *	nodontexpand	views are mapped without VM_DONTEXPAND
  *	nohugepage	views are mapped without VM_NOHUGEPAGE
- *	uffd		views keep shmem's userfaultfd operations (7.2)
+ *	uffd		views keep shmem's userfaultfd operations, and are mapped without
+ *			VM_DONTEXPAND, which refuses a userfaultfd too (7.2)
  *	norange		mmap(2) does not look at the tracker's size
  *	noseal		track does not look at the memfd's seals
  *	noviews		copies of a view (fork, split, mremap) are not counted

@@ -133,7 +133,7 @@ int ferry_view_mmap(struct file *file, struct vm_area_struct *vma)
 		return err;
 	view_set_ops(tracker, vma);
 	/* A view that grew would reach beyond the bitmap. */
-	if (!ferry_broken(FERRY_BROKEN_NODONTEXPAND))
+	if (!ferry_broken(FERRY_BROKEN_NODONTEXPAND) && !ferry_broken(FERRY_BROKEN_UFFD))
 		set |= VM_DONTEXPAND;
 	if (!ferry_broken(FERRY_BROKEN_NOHUGEPAGE))
 		set |= VM_NOHUGEPAGE;

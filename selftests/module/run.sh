@@ -126,9 +126,10 @@ make_initramfs() { # FLAVOUR MODULES-FOLDER
 		echo "export FERRY_SECONDS=$seconds FERRY_ONLY=${FERRY_ONLY:-} FERRY_VARIANT=${FERRY_VARIANT:-}"
 	} > "$root/settings"
 	: > "$root/broken"
-	[ -n "${FERRY_ONLY:-}" ] || [ -n "${FERRY_PROGRAMS:-}" ] ||
+	if [ -n "${FERRY_SAFETY:-}" ] || [ -z "${FERRY_ONLY:-}${FERRY_PROGRAMS:-}" ]; then
 		python3 $here/results.py broken "$1" "${FERRY_SAFETY:-}" < $here/broken \
 			> "$root/broken" || return
+	fi
 	cp $here/inside.sh "$root/init"
 	chmod +x "$root/init"
 	(cd "$root" && find . | cpio -o -H newc --quiet | gzip -1) > "$work/initramfs"
