@@ -37,7 +37,9 @@ static atomic_long_t *bitmap_word(struct ferry_tracker *tracker, unsigned long w
  */
 unsigned long *ferry_bitmap_alloc(size_t bytes)
 {
-	return __vmalloc(bytes, GFP_KERNEL_ACCOUNT | __GFP_ZERO);
+	/* Who asks for more than there is gets an error; nobody is killed for it. */
+	return __vmalloc(bytes, GFP_KERNEL_ACCOUNT | __GFP_ZERO | __GFP_RETRY_MAYFAIL |
+			 __GFP_NOWARN);
 }
 
 /**

@@ -21,7 +21,7 @@ from tap import Failed, test
 MAIN, MULTIFD, RECOVER = 1, 2, 3
 OK, VERSION, BUSY, UUID, EPOCH, CHANNEL = range(6)
 (CONFIG, BLOCKS, READY, FLUSH, FLUSHED, HASHES, VERIFIED, PACKAGE, PING, PONG, RUN, RUNNING,
- REFUSED, ACK, ABORT, ASK, ANSWER) = range(1, 18)
+ REFUSED, ACK, ABORT, ASK, ANSWER, GUEST) = range(1, 19)
 LOADED = 1  # the PING that asks for it
 HELLO = struct.Struct("<4sHHQ16sIBBHHHI16x")
 FRAME = struct.Struct("<HHI")
@@ -209,6 +209,13 @@ FRAMES = {
     "another size": (config() + blocks(size=MIB), "memory block 'ram0' has 1048576 bytes of "
                      "4096-byte pages at the source, 100663296 bytes of 4096-byte pages here: "
                      "start both VMMs with the same memory"),
+    "another kind": (config() + frame(GUEST, b"port:x/1") + blocks(), "the guest is in a VMM of "
+                     "kind 'x/1' (port:) at the source, and waited for by a QEMU (qmp:) here: a "
+                     "guest moves only between VMMs of the same kind"),
+    "bad GUEST": (config() + frame(GUEST, UNSEEN), "the source sent a bad GUEST, or out of order"),
+    "early GUEST": (frame(GUEST, b"qmp"), "the source sent a bad GUEST, or out of order"),
+    "second GUEST": (config() + 2 * frame(GUEST, b"qmp"), "the source sent a bad GUEST, or out of "
+                     "order"),
     "early FLUSH": (config() + frame(FLUSH, u32(1)), "the source sent FLUSH out of order"),
     "early HASHES": (config(1) + frame(HASHES, bytes(16)), "the source sent HASHES out of order"),
     "early PACKAGE": (config() + frame(PACKAGE, b"x"), "the source sent PACKAGE out of order"),

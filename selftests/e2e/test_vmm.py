@@ -54,7 +54,7 @@ def lost_update(lab, tracker, channels, transport, pattern):
     lab.engine, vmm_args, send_args = TRACKERS[tracker]
     need_kvm(lab.engine)
     lab.shape = lab.shape[:2] + ("--vcpus", "4") + vmm_args
-    guest = lab.guest("--pattern", pattern)
+    guest = lab.guest("--pattern", pattern, "--dirty-rate", "max")
     for number in range(3 if LONG else 1):
         uri = "tcp:127.0.0.1:0" if transport == "tcp" else \
             "unix:%s/%d.sock" % (lab.dir, number)
@@ -121,8 +121,8 @@ for function, table, timeout in (
     test(timeout=timeout, cases=table)(function)
 
 
-@test(timeout=60, cases={s: (s,) for s in (("bulk", "stop", "loaded", "receive", "commit-wait",
-                                            "run-accepted") if LONG else ("loaded",))})
+@test(timeout=60, cases={s: (s,) for s in (("prepare", "bulk", "pre-switchover", "save", "package",
+                                            "loaded", "commit", "run") if LONG else ("loaded",))})
 def kill_source_vmm(lab, stage):
     test_faults.kill_source_qemu(lab, stage)
 

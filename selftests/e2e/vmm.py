@@ -167,6 +167,7 @@ class Vmm:
             raise Failed("%s does not end" % self.name)
         with self._changed:
             self._changed.wait_for(lambda: self._eof, 5)
+        check(code < 0 or not os.path.exists(self.port), "%s left its socket behind", self.name)
         return code
 
     def kill(self):
@@ -205,7 +206,8 @@ class VmmGuest:
 class VmmLab(Lab):
     # What every ferry-vmm of the lab is started with, and what only the first.
     shape = ("--ram", RAM, "--vcpus", "2")
-    work = ("--working-set", "6M", "--fill", "8M", "--zero-share", "5")
+    # Slow enough for a migration that waits for its rounds to become short.
+    work = ("--working-set", "6M", "--fill", "8M", "--zero-share", "5", "--dirty-rate", "500")
 
     def __init__(self, name):
         super().__init__(name)

@@ -3,8 +3,9 @@
  * A live port of libferry and a peer that says anything, descriptors included. Whatever it
  * said: the port answers the next agent, and all the peer had set up is gone.
  *
- * Input: packets, each two bytes (length, descriptor) and the body; the header's type is
- * the body's first byte, so that most packets are nearly right.
+ * Input: a byte of flags (1 HELLO was said, 2 incoming), then packets, each two bytes
+ * (length, descriptor) and the body; the header's type is the body's first byte, so that
+ * most packets are nearly right.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -124,7 +125,7 @@ static int memory(size_t bytes, int seals)
 	return fd;
 }
 
-static void start(void)
+static void start(int incoming)
 {
 	static const struct ferry_port_ops ops = {
 		.struct_size = sizeof(ops), .kind = "fuzz/1",
@@ -145,10 +146,10 @@ static void start(void)
 	}
 	ram.fd = vmm.fd;
 	ram.addr = vmm.ram;
-	must(!ferry_port_create(&ops, NULL, 0, &vmm.port));
+	must(!ferry_port_create(&ops, NULL, incoming ? FERRY_PORT_INCOMING : 0, &vmm.port));
 	must(!ferry_port_add_ram(vmm.port, &ram));
 	must(!ferry_port_listen(vmm.port, vmm.path));
-	vmm.running = 1;
+	vmm.running = !incoming;
 }
 
 static void drain(int sock)
@@ -205,7 +206,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
 	int sock, i;
 
-	start();
+	start(size && data[0] & 2);
 	sock = ferry_channel_connect(vmm.path);
 	must(sock >= 0);
 	if (size && data[0] & 1)

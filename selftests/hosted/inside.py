@@ -117,7 +117,6 @@ class Move:
         self.target.check_works()
         self.target.check_clean()
         wait_until(lambda: not self.source.alive(), 5, "the source QEMU has quit")
-        self.lab.check_no_ferry()
         saw("%s: %d rounds, %d pages sent, verified", self.source.name,
             self.send.result["rounds"], self.send.result["normal_pages"])
 

@@ -114,8 +114,8 @@ static void failure(void **state)
 		{ "{\"command\":\"set\",\"key\":\"max-bandwidth\",\"value\":7}",
 		  "{\"error\":\"set takes a key and a value\",\"errno\":22}" },
 		{ "{\"command\":\"set\",\"key\":\"x\",\"value\":\"1\"}",
-		  "{\"error\":\"no setting 'x'; there are max-bandwidth=SIZE and "
-		  "downtime-limit=MS\",\"errno\":22}" },
+		  "{\"error\":\"no setting 'x'; there are max-bandwidth=SIZE, "
+		  "downtime-limit=MS and on-stall=POLICY\",\"errno\":22}" },
 		{ "{\"command\":\"continue\"}",
 		  "{\"error\":\"vm1 does not wait in pre-switchover, its state is active; 'continue' "
 		  "goes with --pause-before-switchover\",\"errno\":22}" },

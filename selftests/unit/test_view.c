@@ -235,6 +235,12 @@ static int find_areas(struct target *t, struct ferry_view_area *areas, unsigned 
 	return n;
 }
 
+/* Sanitizers make mlock(3) do nothing. */
+static int lock(uint8_t *ram, size_t bytes)
+{
+	return (int)syscall(SYS_mlock, ram, bytes);
+}
+
 /* The file's own flags of all kinds, in three pieces. */
 static void dress_up(uint8_t *ram)
 {
@@ -242,7 +248,7 @@ static void dress_up(uint8_t *ram)
 	madvise(ram, BYTES, MADV_DONTFORK);
 	madvise(ram, BYTES / 4, MADV_DONTDUMP);
 	madvise(ram + BYTES / 2, BYTES / 2, MADV_RANDOM);
-	mlock(ram + BYTES / 2, BYTES / 2);
+	lock(ram + BYTES / 2, BYTES / 2);
 }
 
 static void exchange_under_writers(void (*dress)(uint8_t *ram), int pieces)
@@ -291,12 +297,18 @@ static void not_dumped(uint8_t *ram)
 	madvise(ram, BYTES, MADV_DONTDUMP);
 }
 
-/* A filter that makes one system call fail in all threads. */
+/*
+ * A filter that makes one system call fail in all threads; of mmap only shared mappings, since
+ * a sanitizer needs others.
+ */
 static void deny(int nr)
 {
 	struct sock_filter code[] = {
 		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
-		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, (unsigned int)nr, 0, 1),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, (unsigned int)nr, 0, 4),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_mmap, 0, 2),
+		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, args[3])),
+		BPF_JUMP(BPF_JMP | BPF_JSET | BPF_K, MAP_SHARED, 0, 1),
 		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM),
 		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
 	};
@@ -330,8 +342,8 @@ static void lock_to_the_limit(uint8_t *ram)
 {
 	const struct rlimit limit = { BYTES + PAGE, BYTES + PAGE };
 
-	if (mlock(ram, BYTES) || setrlimit(RLIMIT_MEMLOCK, &limit) || setuid(NOBODY) ||
-	    prctl(PR_SET_DUMPABLE, 1))
+	if (lock(ram, BYTES) || setrlimit(RLIMIT_MEMLOCK, &limit) || setuid(NOBODY) ||
+	    prctl(PR_SET_DUMPABLE, 1) || prctl(PR_SET_PDEATHSIG, SIGKILL))
 		_exit(2);
 }
 
@@ -474,7 +486,7 @@ static void wait_untraced(pid_t pid)
 		assert_int_equal(ferry_tracer_task_field(pid, pid, "TracerPid:", value,
 							 sizeof(value)), 0);
 	} while (atoi(value));
-	ferry_clock_sleep_ns(2 * FERRY_NS_PER_MS);
+	ferry_inject_settle(pid);
 }
 
 /* Another process, which knows only where to look, finds what is left and clears it. */

@@ -48,7 +48,8 @@ static void usage(FILE *out)
 	for (i = 0; i < sizeof(commands) / sizeof(commands[0]); i++)
 		fprintf(out, "  %-9s %-14s %s\n", commands[i].name, commands[i].operands,
 			commands[i].help);
-	fprintf(out, "\nGUEST is qmp:PATH, the QMP socket of a running QEMU.\n"
+	fprintf(out, "\nGUEST is qmp:PATH, the QMP socket of a running QEMU, or port:PATH, the socket\n"
+		     "of a VMM that links libferry.\n"
 		     "URI is tcp:HOST:PORT, tcp:[V6]:PORT or unix:PATH.\n"
 		     "'ferry COMMAND --help' lists its options; ferry(1) tells the whole story.\n");
 }

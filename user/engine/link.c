@@ -43,6 +43,7 @@ struct ferry_link {
 	uint64_t ping_sent_ns; /* of the oldest one without an answer; 0 none */
 	bool cancelled;
 	bool closed; /* in good order, by the destination */
+	bool last_said; /* ACK has been sent; under send_lock */
 	bool broken; /* a frame was sent in part or not at all: no other can follow */
 	char text[FERRY_WIRE_MAX_TEXT + 1]; /* why refused, aborted or lost */
 };
@@ -158,7 +159,7 @@ static int link_take(struct ferry_link *link, const struct ferry_wire_frame *fra
 int ferry_link_ping(struct ferry_link *link)
 {
 	uint8_t body[4];
-	int r;
+	int r = 0;
 
 	ferry_wire_u32_encode(FERRY_LINK_PING_ALIVE, body);
 	pthread_mutex_lock(&link->lock);
@@ -166,8 +167,10 @@ int ferry_link_ping(struct ferry_link *link)
 		link->ping_sent_ns = ferry_clock_ns();
 	pthread_mutex_unlock(&link->lock);
 	pthread_mutex_lock(&link->send_lock);
-	r = ferry_frame_send(link->fd, FERRY_WIRE_PING, body, sizeof(body),
-			     ferry_clock_in_ms(link->timeout_ms));
+	/* The destination closes at ACK: what it had not read would make that a reset. */
+	if (!link->last_said)
+		r = ferry_frame_send(link->fd, FERRY_WIRE_PING, body, sizeof(body),
+				     ferry_clock_in_ms(link->timeout_ms));
 	pthread_mutex_unlock(&link->send_lock);
 	return r;
 }
@@ -385,6 +388,7 @@ int ferry_link_send(struct ferry_link *link, enum ferry_wire_type type, const vo
 	int r;
 
 	pthread_mutex_lock(&link->send_lock);
+	link->last_said |= type == FERRY_WIRE_ACK;
 	r = ferry_frame_send(link->fd, type, body, length, ferry_clock_in_ms(link->timeout_ms));
 	pthread_mutex_unlock(&link->send_lock);
 	if (!r)

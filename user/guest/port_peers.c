@@ -15,9 +15,13 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "base/clock.h"
 #include "guest/proc.h"
 #include "guest/vmflags.h"
 #include "inject/inject.h"
+
+/* A refusal that lasts this long is no accident. */
+#define PASSING_MS 200u
 
 /* One process's mappings of the RAM. */
 struct look {
@@ -46,8 +50,7 @@ static int look_area(void *ctx, const struct ferry_proc_area *area)
 	return 0;
 }
 
-/* Return: 0, also when the process has ended; -errno with a text. */
-static int look(const struct ferry_peers *p, pid_t pid, struct look *l, struct ferry_error *err)
+static int look_once(const struct ferry_peers *p, pid_t pid, struct look *l)
 {
 	int r;
 
@@ -57,7 +60,19 @@ static int look(const struct ferry_peers *p, pid_t pid, struct look *l, struct f
 		*l = (struct look){ .peers = p, .flags = true };
 		r = ferry_proc_smaps(pid, look_area, l);
 	}
-	if (!r || r == -ENOENT || r == -ESRCH)
+	return r == -ENOENT || r == -ESRCH ? 0 : r;
+}
+
+/* Return: 0, also when the process has ended; -errno with a text. */
+static int look(const struct ferry_peers *p, pid_t pid, struct look *l, struct ferry_error *err)
+{
+	uint64_t deadline_ns = ferry_clock_in_ms(PASSING_MS);
+	int r;
+
+	/* A process that is just ending may be closed to us for a moment. */
+	while ((r = look_once(p, pid, l)) == -EACCES && ferry_clock_ns() < deadline_ns)
+		ferry_clock_sleep_ns(FERRY_NS_PER_MS);
+	if (!r)
 		return 0;
 	return ferry_error_set(err, -r, "looking whether pid %d maps guest RAM: %s; run ferry as "
 			       "root (CAP_SYS_PTRACE)", (int)pid, strerror(-r));

@@ -126,13 +126,13 @@ static int find_limits(struct ferry_qemu *q, struct limits *limits, struct ferry
 
 	memset(limits, 0, sizeof(*limits));
 	r = vcpu_threads(q, &limits->tids, err);
-	if (r > 0) {
+	if (limits->tids) {
 		limits->threads = (unsigned int)r;
 		limits->group_of = calloc(limits->threads, sizeof(*limits->group_of));
 		if (!limits->group_of)
 			return ferry_error_set(err, ENOMEM, "no memory");
 	}
-	for (i = 0; r >= 0 && i < limits->threads; i++) {
+	for (i = 0; r >= 0 && limits->tids && i < limits->threads; i++) {
 		r = add_thread(q, limits, limits->tids[i], err);
 		if (r >= 0)
 			limits->group_of[i] = (unsigned int)r;
@@ -149,7 +149,7 @@ static void add_ran(struct ferry_qemu *q, struct limits *limits, int sign)
 {
 	unsigned int i;
 
-	for (i = 0; i < limits->threads; i++)
+	for (i = 0; limits->list && i < limits->threads; i++)
 		limits->list[limits->group_of[i]].ran_ns +=
 			(uint64_t)sign * ferry_proc_ran_ns(q->guest.pid, limits->tids[i]);
 }

@@ -20,18 +20,14 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "base/clock.h"
-#include "base/io.h"
 #include "base/log.h"
 #include "guest/json.h"
 #include "guest/qemu.h"
 #include "guest/view.h"
+#include "inject/inject.h"
 
 /* Mappings that guest RAM may be cut into. */
 #define MAX_AREAS 128u
-
-/* A killed process of ours may have left a thread of QEMU about to make a call. */
-#define LEFT_BEHIND_NS (20 * FERRY_NS_PER_MS)
 
 struct areas {
 	struct ferry_view_area list[MAX_AREAS];
@@ -330,7 +326,7 @@ int ferry_qemu_views_undo(struct ferry_qemu *q, struct ferry_error *err)
 	if (!list || ferry_qemu_gone(q, 0))
 		return 0;
 	if (!q->viewed)
-		ferry_clock_sleep_ns(LEFT_BEHIND_NS);
+		ferry_inject_settle(q->guest.pid);
 	a = calloc(1, sizeof(*a));
 	if (!a)
 		return ferry_error_set(err, ENOMEM, "no memory");

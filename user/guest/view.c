@@ -54,11 +54,16 @@ static int collect_area(void *ctx, const struct ferry_proc_area *area)
 {
 	struct collect *c = ctx;
 	struct ferry_view_area *out;
+	uint64_t off_bytes;
 	const char *why;
 
 	if (area->end <= c->at)
 		return 0;
+	off_bytes = area->off_bytes + (c->at - area->start);
 	if (area->start > c->at || area->dev != c->dev || area->ino != c->ino || !area->shared)
+		return -ENXIO;
+	/* The file again, but another part of it. */
+	if (c->count && off_bytes != c->areas[0].off_bytes + (c->at - c->areas[0].start))
 		return -ENXIO;
 	if (c->count == c->max)
 		return -E2BIG;
@@ -66,7 +71,7 @@ static int collect_area(void *ctx, const struct ferry_proc_area *area)
 	*out = (struct ferry_view_area){
 		.start = c->at,
 		.end = area->end < c->end ? area->end : c->end,
-		.off_bytes = area->off_bytes + (c->at - area->start),
+		.off_bytes = off_bytes,
 		.dev = area->dev,
 		.ino = area->ino,
 		.prot = area->prot,

@@ -13,6 +13,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/userfaultfd.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -36,6 +37,11 @@
 #define ALL_STOP_MS 4000
 /* How long a thread that goes on by itself may take to make our call. */
 #define LOOK_MS 50
+/* And when it is a stranger's call, and there is no processor for it. */
+#define SETTLE_MS 1000
+/* Beyond what leaving the kernel takes. */
+#define SETTLED_NS 200000
+#define POLL_THREAD_NS 200000
 #define PASSES 4
 #define PASS_PAUSE_NS (2 * FERRY_NS_PER_MS)
 #define THREADS_MAX 64
@@ -262,6 +268,42 @@ int ferry_inject_syscall(struct ferry_inject *inj, long nr, const uint64_t args[
 		return explain(inj, nr, rc, err);
 	*result = call.result;
 	return 0;
+}
+
+/* Running time of a thread in ns, and whether it waits of its own accord. */
+static uint64_t thread_ran_ns(pid_t pid, pid_t tid, bool *waits)
+{
+	unsigned long long ran_ns = 0;
+	char path[64], state[32];
+	FILE *f;
+
+	*waits = ferry_tracer_task_field(pid, tid, "State:", state, sizeof(state)) ||
+		 strchr("STZXI", state[0]);
+	snprintf(path, sizeof(path), "/proc/%d/task/%d/schedstat", pid, tid);
+	f = fopen(path, "re");
+	if (!f)
+		return 0;
+	if (fscanf(f, "%llu", &ran_ns) != 1)
+		ran_ns = 0;
+	fclose(f);
+	return ran_ns;
+}
+
+void ferry_inject_settle(pid_t pid)
+{
+	uint64_t deadline_ns = ferry_clock_in_ms(SETTLE_MS);
+	pid_t tids[THREADS_MAX] = { 0 };
+	int i, n = list_threads(pid, tids, THREADS_MAX);
+
+	for (i = 0; i < n; i++) {
+		bool waits;
+		uint64_t before_ns = thread_ran_ns(pid, tids[i], &waits);
+
+		/* The call is the first thing a thread does that goes on; so one that ran made it. */
+		while (!waits && ferry_clock_ns() < deadline_ns &&
+		       thread_ran_ns(pid, tids[i], &waits) < before_ns + SETTLED_NS)
+			ferry_clock_sleep_ns(POLL_THREAD_NS);
+	}
 }
 
 static int by_number(const void *a, const void *b)

@@ -68,6 +68,14 @@ int ferry_inject_madvise(struct ferry_inject *inj, uint64_t addr, uint64_t len, 
 			 struct ferry_error *err);
 
 /**
+ * ferry_inject_settle() - wait until no call is about to run that a killed tracer has left
+ *
+ * The target makes such a call by itself as soon as it gets a processor. For whoever looks
+ * at what the killed one has done: afterwards nothing more comes of it. Waits for 1 s at most.
+ */
+void ferry_inject_settle(pid_t pid);
+
+/**
  * ferry_inject_find_fds() - descriptors of @pid whose /proc/PID/fd link equals @link
  * @link: for instance "anon_inode:[userfaultfd]" or "/dev/userfaultfd"
  * @fds: filled with up to @max numbers, ascending

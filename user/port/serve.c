@@ -342,7 +342,7 @@ static int on_channel(struct ferry_port *port, struct ferry_channel_message *in)
 
 void port_request(struct ferry_port *port, struct port_connection *c)
 {
-	struct ferry_channel_message in;
+	struct ferry_channel_message in = { .fd = -1 };
 	int r = ferry_channel_receive(c->fd, &in);
 
 	if (r == -EAGAIN)

@@ -62,9 +62,10 @@ static int place(const struct port_block *b, void *spare)
 		return 0;
 	r = -errno;
 	/* It may have unmapped before it failed: never leave a hole where the guest's RAM was. */
-	if (mincore(b->addr, 1, &page) && errno == ENOMEM)
-		mmap(b->addr, b->bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, b->fd,
-		     (off_t)b->fd_offset);
+	if (mincore(b->addr, 1, &page) && errno == ENOMEM &&
+	    mmap(b->addr, b->bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, b->fd,
+		 (off_t)b->fd_offset) == MAP_FAILED)
+		return -EFAULT;
 	return r;
 }
 

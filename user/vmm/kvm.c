@@ -15,7 +15,6 @@
 #include <fcntl.h>
 #include <linux/kvm.h>
 #include <signal.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -27,20 +26,18 @@
 #define XFEATURES 0xe7ULL /* x87, SSE, AVX, AVX-512: what the payload keeps live */
 #define CR4_OSXSAVE (1ULL << 18)
 
-static __thread struct kvm_run *this_run;
-
-/* Also ends a KVM_RUN that has not yet begun. */
 static void on_kick(int signum)
 {
-	(void)signum;
-	if (this_run)
-		this_run->immediate_exit = 1;
+	(void)signum; /* it interrupts KVM_RUN */
 }
 
+/* Also ends a KVM_RUN that has not yet begun. Who waits for its end has set `paused` before. */
 static void kvm_kick(struct vcpu *vcpu)
 {
-	if (vcpu->thread)
-		pthread_kill(vcpu->thread, KICK);
+	if (!vcpu->thread)
+		return;
+	__atomic_store_n(&vcpu->run->immediate_exit, 1, __ATOMIC_SEQ_CST);
+	pthread_kill(vcpu->thread, KICK);
 }
 
 /* Under ring_lock. */
@@ -106,7 +103,6 @@ static int kvm_run(struct vcpu *vcpu)
 	struct vmm *vmm = vcpu->vmm;
 	int r;
 
-	this_run = vcpu->run;
 	for (;;) {
 		r = ioctl(vcpu->fd, KVM_RUN, 0);
 		if (r && errno != EINTR)
@@ -219,11 +215,9 @@ static int enable_rings(struct vmm *vmm)
 
 	if (ioctl(vmm->fd, KVM_ENABLE_CAP, &cap))
 		return vmm_error(vmm, errno, "this KVM has no dirty rings (%m): use --tracker-log log");
-	for (i = 0; i < vmm->opt.blocks; i++) {
-		vmm->pending[i] = calloc((vmm->host.block[i].pages + 63) / 64, 8);
-		if (!vmm->pending[i])
+	for (i = 0; i < vmm->opt.blocks; i++)
+		if (!(vmm->pending[i] = calloc((vmm->host.block[i].pages + 63) / 64, 8)))
 			return vmm_error(vmm, ENOMEM, "no memory for the bitmaps of the dirty rings");
-	}
 	return 0;
 }
 
@@ -249,7 +243,6 @@ static int kvm_create(struct vmm *vmm)
 	int r;
 
 	sigaction(KICK, &kick, NULL); /* without SA_RESTART */
-	pthread_mutex_init(&vmm->ring_lock, NULL);
 	vmm->kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC);
 	if (vmm->kvm < 0)
 		return vmm_error(vmm, errno, "cannot open /dev/kvm: %m; --engine threads does without");

@@ -15,8 +15,6 @@
 #include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/signalfd.h>
 #include <sys/timerfd.h>
 #include <time.h>
@@ -178,84 +176,7 @@ static int open_port(struct vmm *vmm)
 	return r ? vmm_error(vmm, -r, "cannot serve --port %s: %m", vmm->opt.port) : 0;
 }
 
-/* ---- what is printed */
-
-/* One line: words for people, or an object for programs, of the same names and values. */
-struct field { const char *name; uint64_t value; };
-#define SAY(vmm, event, ...) say(vmm, event, (const struct field[]){ __VA_ARGS__, { NULL, 0 } })
-static void say(const struct vmm *vmm, const char *event, const struct field *field)
-{
-	const char *state = !vmm->placed ? "incoming" : vmm->paused ? "paused" : "running";
-
-	printf(vmm->opt.json ? "{\"event\":\"%s\",\"state\":\"%s\"" : "%s state=%s", event, state);
-	for (; field->name; field++)
-		printf(vmm->opt.json ? ",\"%s\":%llu" : " %s=%llu", field->name,
-		       (unsigned long long)field->value);
-	puts(vmm->opt.json ? "}" : "");
-	fflush(stdout);
-}
-
-/* The first errors of each vCPU are told when there are more than before. Return: all of them. */
-static uint64_t count_errors(struct vmm *vmm)
-{
-	uint64_t errors = vmm->crashed;
-	unsigned int i;
-
-	for (i = 0; i < vmm->opt.vcpus && vmm->placed; i++)
-		errors += vmm->vcpu[i].lane->errors;
-	for (i = 0; i < vmm->opt.vcpus && vmm->placed && errors > vmm->last.errors; i++) {
-		const struct payload_lane *lane = vmm->vcpu[i].lane;
-
-		if (lane->errors)
-			fprintf(stderr, "ferry-vmm: vCPU %u found %llu errors, the first: %.8s %llu is %#llx, "
-				"wanted %#llx\n", i, (unsigned long long)lane->errors, lane->bad_what,
-				(unsigned long long)lane->bad_page, (unsigned long long)lane->bad_found,
-				(unsigned long long)lane->bad_wanted);
-	}
-	vmm->last.errors = errors;
-	return errors;
-}
-
-/* Work since the last line, and how long the unluckiest vCPU stood still meanwhile. */
-static void report_work(struct vmm *vmm, bool print)
-{
-	uint64_t now = vmm_now_ns(CLOCK_MONOTONIC), work = 0, gap = 0, rate = 0;
-	unsigned int i;
-
-	for (i = 0; i < vmm->opt.vcpus && vmm->placed; i++) {
-		const struct payload_lane *lane = vmm->vcpu[i].lane;
-
-		work += lane->work;
-		if (lane->tsc - lane->gap_end < lane->second && lane->gap > gap)
-			gap = lane->gap;
-	}
-	if (vmm->last.work || !vmm->opt.incoming) /* what was done elsewhere is no rate */
-		rate = (work - vmm->last.work) * 1000000 / ((now - vmm->last.ns) / 1000 + 1);
-	if (print)
-		SAY(vmm, "work", { "t_ms", (now - vmm->last.start_ns) / 1000000 }, { "work", work },
-		    { "rate", rate }, { "stalled_us", gap * 1000 / vmm->tsc_khz },
-		    { "errors", count_errors(vmm) });
-	vmm->last.work = work;
-	vmm->last.ns = now;
-}
-
-/* Look at all of guest RAM and at what only the VMM can see. Return: how much is wrong. */
-static uint64_t check_guest(struct vmm *vmm)
-{
-	struct payload_lane *lanes[MAX_VCPUS];
-	uint64_t checked = 0, bad;
-	unsigned int i;
-
-	for (i = 0; i < vmm->opt.vcpus; i++)
-		lanes[i] = vmm->vcpu[i].lane;
-	crew_pause(vmm, PAUSED_BY_CHECK);
-	bad = payload_check(lanes, &vmm->host, vmm->ram_fd, &checked);
-	if (vmm->engine->check)
-		bad += vmm->engine->check(vmm);
-	SAY(vmm, "checked", { "pages", checked }, { "bad", bad }, { "errors", count_errors(vmm) });
-	crew_resume(vmm, PAUSED_BY_CHECK);
-	return bad;
-}
+/* ---- the rest of its life */
 
 /* Device state to or from a file, beside RAM that is in files too. */
 static int state_file(struct vmm *vmm, const char *path, int flags, int (*what)(struct vmm *, int))
@@ -291,26 +212,15 @@ static int main_loop(struct vmm *vmm, int signals)
 		if (got.ssi_signo == SIGUSR2)
 			report_work(vmm, true);
 		else if (got.ssi_signo == SIGUSR1 && vmm->placed)
-			bad += check_guest(vmm);
+			bad += report_check(vmm);
 	}
 	crew_pause(vmm, PAUSED_TO_END);
 	if (vmm->placed && !vmm->quitting && vmm->opt.save)
 		bad += state_file(vmm, vmm->opt.save, O_WRONLY | O_CREAT | O_TRUNC, vmm->engine->save) < 0;
 	else if (vmm->placed && !vmm->quitting)
-		bad += check_guest(vmm);
-	report_work(vmm, false);
-	bad += count_errors(vmm);
-	SAY(vmm, "end", { "work", vmm->last.work }, { "errors", bad });
-	return bad ? 1 : 0;
-}
-
-/* How fast the time stamp counter runs: the payload measures gaps by it. */
-static uint32_t measure_tsc(void)
-{
-	uint64_t ns = vmm_now_ns(CLOCK_MONOTONIC), tsc = __builtin_ia32_rdtsc();
-
-	usleep(20000);
-	return (uint32_t)((__builtin_ia32_rdtsc() - tsc) * 1000000 / (vmm_now_ns(CLOCK_MONOTONIC) - ns));
+		bad += report_check(vmm);
+	ferry_port_destroy(vmm->port);
+	return report_end(vmm, bad) ? 1 : 0;
 }
 
 static int set_up(struct vmm *vmm)
@@ -331,7 +241,6 @@ static int set_up(struct vmm *vmm)
 	if (r)
 		return r;
 	vmm->placed = !vmm->opt.incoming;
-	report_work(vmm, false); /* work and stalls are counted from here */
 	if (vmm->placed)
 		crew_resume(vmm, PAUSED_BY_PORT);
 	return vmm->opt.port ? open_port(vmm) : 0;
@@ -339,25 +248,25 @@ static int set_up(struct vmm *vmm)
 
 int main(int argc, char **argv)
 {
-	struct vmm vmm = { .lock = PTHREAD_MUTEX_INITIALIZER, .paused = PAUSED_BY_PORT };
+	struct vmm vmm = { .paused = PAUSED_BY_PORT, .lock = PTHREAD_MUTEX_INITIALIZER,
+			   .ring_lock = PTHREAD_MUTEX_INITIALIZER };
+	static const int watched[] = { SIGTERM, SIGINT, SIGUSR1, SIGUSR2 };
 	sigset_t set;
 	int signals;
+	size_t i;
 
 	vmm.opt = options_parse(argc, argv);
 	vmm.engine = vmm.opt.threads ? &engine_threads : &engine_kvm;
 	sigemptyset(&set);
-	sigaddset(&set, SIGTERM);
-	sigaddset(&set, SIGINT);
-	sigaddset(&set, SIGUSR1);
-	sigaddset(&set, SIGUSR2);
+	for (i = 0; i < sizeof(watched) / sizeof(watched[0]); i++)
+		sigaddset(&set, watched[i]);
 	pthread_sigmask(SIG_BLOCK, &set, NULL); /* before there are threads */
 	signals = signalfd(-1, &set, SFD_CLOEXEC);
 	vmm.timer = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC);
-	vmm.tsc_khz = measure_tsc();
+	vmm.tsc_khz = report_tsc_khz();
 	vmm.last.start_ns = vmm_now_ns(CLOCK_MONOTONIC);
 	if (signals < 0 || vmm.timer < 0 || port_throttle(&vmm, 0) || set_up(&vmm))
 		return 1;
-	SAY(&vmm, "start", { "vcpus", vmm.opt.vcpus }, { "ram_bytes", vmm.pages * PAYLOAD_PAGE },
-	    { "pid", (uint64_t)getpid() });
+	report_start(&vmm);
 	return main_loop(&vmm, signals);
 }

@@ -22,8 +22,8 @@
 static int create_block(struct vmm *vmm, unsigned int i)
 {
 	uint64_t bytes = vmm->opt.ram[i];
-	char path[4096];
 	void *host;
+	char path[4096];
 
 	if (vmm->opt.ram_file) {
 		snprintf(path, sizeof(path), i ? "%s.%u" : "%s", vmm->opt.ram_file, i);

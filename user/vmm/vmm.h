@@ -73,7 +73,7 @@ struct vmm {
 	struct kvm_msrs *msrs;			/* those that are saved */
 	pthread_mutex_t ring_lock;
 	uint64_t *pending[PAYLOAD_MAX_BLOCKS];	/* bits from dirty rings, not yet asked for */
-	/* main.c */
+	/* main.c, payload/report.c */
 	bool placed, quitting;			/* the guest is in this RAM; the port said quit */
 	int timer;
 	uint32_t tsc_khz;
@@ -84,7 +84,14 @@ struct vmm {
 int vmm_error(struct vmm *vmm, int errnum, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
 uint64_t vmm_now_ns(int clock);
 
+/* payload/: the guest, and what is told to it and of it */
 struct options options_parse(int argc, char **argv);	/* exits when they are wrong */
+uint32_t report_tsc_khz(void);
+void report_start(struct vmm *vmm);
+void report_work(struct vmm *vmm, bool print);	/* since the last time */
+uint64_t report_check(struct vmm *vmm);		/* all of RAM; how much of it is wrong */
+uint64_t report_end(struct vmm *vmm, uint64_t bad);	/* all that ever was wrong */
+
 int ram_create(struct vmm *vmm);
 int ram_fill(struct vmm *vmm);			/* with what a guest finds when it starts */
 
