@@ -4,10 +4,11 @@
  * host thread writes too, and the view can be put in the place of a plain mapping, and
  * taken away, under the running guest.
  *
- * The guest is one loop in protected mode: add 1 to a word of each page it is sent over,
- * then halt. So every word's value is known, and their sum is the number of stores.
+ * The guest adds 1 to a word of each page it is sent over (machine.h). So every word's value
+ * is known, and their sum is the number of stores.
  */
 #include "harness.h"
+#include "machine.h"
 #include "shadow.h"
 #include "tracker.h"
 
@@ -22,16 +23,6 @@
 #define BYTES (PAGES * PAGE)
 #define DEADLINE_NS 60000000000ULL
 
-/* next: incl (%esi); addl %edx, %esi; decl %ecx; jnz next; hlt */
-static const unsigned char guest_code[] = { 0xff, 0x06, 0x01, 0xd6, 0x49, 0x75, 0xf9, 0xf4 };
-
-struct machine {
-	int kvm;
-	int vm;
-	int vcpu;
-	struct kvm_run *run;
-};
-
 FIXTURE(kvm)
 {
 	struct tracker t;
@@ -43,52 +34,6 @@ FIXTURE(kvm)
 	_Atomic uint64_t host_stores;
 	_Atomic int trouble;
 };
-
-static int machine_make(struct machine *m, char *memory)
-{
-	struct kvm_userspace_memory_region region = {
-		.memory_size = BYTES,
-		.userspace_addr = (uintptr_t)memory,
-	};
-	struct kvm_segment flat = { .limit = 0xffffffff, .selector = 16, .type = 3,
-				    .present = 1, .db = 1, .s = 1, .g = 1 };
-	struct kvm_sregs sregs;
-	int bytes;
-
-	memcpy(memory, guest_code, sizeof(guest_code));
-	m->kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC);
-	if (m->kvm < 0)
-		return -errno;
-	m->vm = ioctl(m->kvm, KVM_CREATE_VM, 0);
-	if (m->vm < 0 || ioctl(m->vm, KVM_SET_USER_MEMORY_REGION, &region))
-		return -errno;
-	m->vcpu = ioctl(m->vm, KVM_CREATE_VCPU, 0);
-	bytes = ioctl(m->kvm, KVM_GET_VCPU_MMAP_SIZE, 0);
-	if (m->vcpu < 0 || bytes < 0)
-		return -errno;
-	m->run = mmap(NULL, (size_t)bytes, PROT_READ | PROT_WRITE, MAP_SHARED, m->vcpu, 0);
-	if (m->run == MAP_FAILED || ioctl(m->vcpu, KVM_GET_SREGS, &sregs))
-		return -errno;
-	sregs.ds = sregs.es = sregs.fs = sregs.gs = sregs.ss = flat;
-	sregs.cs = flat;
-	sregs.cs.selector = 8;
-	sregs.cs.type = 11;
-	sregs.cr0 |= 1;
-	return ioctl(m->vcpu, KVM_SET_SREGS, &sregs) ? -errno : 0;
-}
-
-/* Add 1 to n words from base on, stride bytes apart. */
-static int machine_pass(struct machine *m, uint64_t base, uint64_t n, uint64_t stride)
-{
-	struct kvm_regs regs = { .rflags = 2, .rsi = base, .rcx = n, .rdx = stride };
-
-	if (ioctl(m->vcpu, KVM_SET_REGS, &regs))
-		return -errno;
-	while (ioctl(m->vcpu, KVM_RUN, 0))
-		if (errno != EINTR)
-			return -errno;
-	return m->run->exit_reason == KVM_EXIT_HLT ? 0 : -EPROTO;
-}
 
 /*
  * One machine exists as long as this program runs, which is what switches a static key in
@@ -109,15 +54,13 @@ FIXTURE_SETUP(kvm)
 	ASSERT_EQ(0, tracker_make(&self->t, PAGES));
 	self->at = tracker_view(&self->t);
 	ASSERT_NE(NULL, self->at);
-	ASSERT_EQ(0, machine_make(&self->machine, self->at));
+	ASSERT_EQ(0, machine_make(&self->machine, self->at, BYTES, 0));
 	ASSERT_EQ(0, shadow_make(&self->shadow, self->t.memfd, PAGES));
 }
 
 FIXTURE_TEARDOWN(kvm)
 {
-	close(self->machine.vcpu);
-	close(self->machine.vm);
-	close(self->machine.kvm);
+	machine_end(&self->machine);
 	shadow_end(&self->shadow);
 	tracker_end(&self->t);
 }
