@@ -93,9 +93,9 @@ unsigned int ferry_fault_threads(struct ferry_fault *f, struct ferry_fault_threa
 
 /**
  * ferry_fault_stop() - end the thread, free; NULL is fine
- * @disarm: everything is placed: unregister. Otherwise all stays armed and whoever
+ * @all_placed: nothing is missing any more: unregister. Otherwise all stays armed and whoever
  *	    touches an absent page goes on waiting, as long as the userfaultfd is open.
  */
-void ferry_fault_stop(struct ferry_fault *f, bool disarm);
+void ferry_fault_stop(struct ferry_fault *f, bool all_placed);
 
 #endif

@@ -287,7 +287,7 @@ int state_load(struct vmm *vmm, int fd)
 {
 	size_t wanted, bytes = 0, v;
 	struct header *mine = new_state(vmm, &wanted), *header = calloc(1, wanted + 1);
-	struct vcpu_state *check = (struct vcpu_state *)(mine + 1), *state = (struct vcpu_state *)(header + 1);
+	struct vcpu_state *check = NULL, *state = NULL;
 	struct kvm_clock_data clock = { 0 };
 	uint64_t elapsed = 0;
 	ssize_t n = 1;
@@ -296,8 +296,11 @@ int state_load(struct vmm *vmm, int fd)
 	/* One byte more than there must be shows what is too long. */
 	for (; mine && header && bytes <= wanted && n > 0; bytes += n > 0 ? (size_t)n : 0)
 		n = read(fd, (uint8_t *)header + bytes, wanted + 1 - bytes);
-	if (mine && header)
+	if (mine && header) {
+		check = (struct vcpu_state *)(mine + 1);
+		state = (struct vcpu_state *)(header + 1);
 		r = check_header(vmm, header, mine, bytes, wanted);
+	}
 	if (!r) { /* between hosts whose clocks differ time may stand still, it never goes back */
 		if (mine->realtime_ns > header->realtime_ns)
 			elapsed = mine->realtime_ns - header->realtime_ns;
