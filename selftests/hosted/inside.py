@@ -24,6 +24,7 @@ import tap
 from lib import (Lab, Qemu, check, check_completed, check_equal, check_result, process_gone,
                  qemu_binary, read_text, wait_until)
 from tap import test
+from vmm import VmmLab
 
 DISK = "/dev/vda"
 MIB = 16
@@ -41,6 +42,8 @@ def saw(text, *values):
 
 class Sector(Qemu):
     """A QEMU with sector.S as its guest and the slow disk to read."""
+
+    blocks = 1
 
     def __init__(self, lab, name, aio, incoming):
         self.lab, self.name, self.mib, self.memory, self.user = lab, name, MIB, "shm", None
@@ -75,12 +78,6 @@ class Sector(Qemu):
         wait_until(lambda: self.word(ROUNDS_AT) >= before + 3, 10, "%s counts on" % self.name)
         check_equal(self.word(BAD_AT), 0, "bad reads of " + self.name)
 
-    def viewed(self):
-        """Is its RAM a tracked view?"""
-        flags = [flags.split() for _, _, flags in self._ram_mappings()]
-        check_equal(len(flags), 1, "mappings of RAM")
-        return "de" in flags[0]
-
 
 def start(lab, name, aio="native", incoming=False):
     qemu = Sector.__new__(Sector)
@@ -94,6 +91,13 @@ def start(lab, name, aio="native", incoming=False):
     return qemu
 
 
+def viewed(vmm):
+    """Is its RAM a tracked view, every block of it?"""
+    views = ["de" in flags.split() for _, _, flags in vmm._ram_mappings()]
+    check_equal(len(views), vmm.blocks, "mappings of RAM")
+    return all(views)
+
+
 class Move:
     """A migration that waits before the switchover."""
 
@@ -104,9 +108,9 @@ class Move:
         self.send = lab.send(source, self.recv.listening, "--pause-before-switchover", *SEND,
                              *args)
         self.send.wait_state("pre-switchover", 40)
-        check(source.viewed(), "the source's RAM is no tracked view: %s", source._ram_mappings())
+        check(viewed(source), "the source's RAM is no tracked view: %s", source._ram_mappings())
 
-    def go_on(self):
+    def go_on(self, check_works=None):
         self.lab.run("continue", self.id).check_code(0)
         check_completed(self.send, self.recv)
         for ferry in (self.send, self.recv):
@@ -114,9 +118,9 @@ class Move:
         check_equal(self.send.result.get("suspect_pages", 0), 0, "suspect pages")
         check(self.send.result["rounds"] >= 3, "only %d rounds", self.send.result["rounds"])
         check_equal(self.target.status(), "running", "the destination")
-        self.target.check_works()
+        (check_works or self.target.check_works)()
         self.target.check_clean()
-        wait_until(lambda: not self.source.alive(), 5, "the source QEMU has quit")
+        wait_until(lambda: not self.source.alive(), 5, "the source has quit")
         saw("%s: %d rounds, %d pages sent, verified", self.source.name,
             self.send.result["rounds"], self.send.result["normal_pages"])
 
@@ -256,7 +260,7 @@ def a_cancel_leaves_no_trace(lab):
 def a_crash_is_put_right(lab):
     source = guest("vm")
     Move(lab, source, target()).kill_all()
-    check(source.viewed(), "the view has gone by itself")
+    check(viewed(source), "the view has gone by itself")
     check_equal(trackers(), 1, "trackers that exist")
     source.check_works()
     lab.run("resume", source.id).check_code(0)
@@ -271,7 +275,7 @@ def a_view_left_behind_is_no_hindrance(lab):
     source = guest("vm")
     monitor = lab.ferry("monitor")
     Move(lab, source, target()).kill_all()
-    check(source.viewed(), "the view has gone by itself")
+    check(viewed(source), "the view has gone by itself")
     Move(lab, source, target(), "--id", "again").go_on()
     told(monitor)
 
@@ -304,6 +308,29 @@ def a_peer_with_a_view_is_seen(lab):
     saw("the peer wrote %d pages %d times", PEER_PAGES, count)
 
 
+def small_vmm(lab):
+    """A ferry-vmm of two blocks, whose guest writes each page of its memory often."""
+    lab.engine = "threads"
+    lab.shape = ("--ram", "8M,1028K", "--vcpus", "2", "--tracker-log", "none")
+    lab.work = ("--working-set", "2M", "--fill", "1M", "--dirty-rate", "1000")
+    guest = lab.guest()
+    guest.qemu.blocks = 2
+    return guest
+
+
+@test(timeout=60)
+def a_vmm_with_libferry(lab):
+    """It puts the views over its blocks itself, and its guest finds no lost write."""
+    guest, vm = small_vmm(lab), lab.destination()
+
+    def check_works():
+        guest.moved(vm)
+        guest.check_good()
+    Move(lab, guest.qemu, vm, "--tracker", "kmod").go_on(check_works)
+    check_equal(vm.end(), 0, "exit status of the destination")
+    check_equal(trackers(), 0, "trackers that exist")
+
+
 def trackers():
     """How many there are, by FERRY_QUERY."""
     device = os.open("/dev/ferry", os.O_RDWR)
@@ -319,9 +346,7 @@ def trackers():
 @test()
 def nothing_is_left(_lab):
     _guest.pop("lab").close()
-    check_equal(trackers(), 0, "trackers that exist")
-    subprocess.run(["rmmod", "ferry"], check=True)
-    check(not os.path.exists("/dev/ferry"), "/dev/ferry is still there")
+    unload()
     said = subprocess.run(["dmesg"], stdout=subprocess.PIPE, text=True, check=True).stdout
     bad = re.findall(r".*(?:WARNING|BUG|Oops|lockdep|leak).*", said)
     check(not bad, "the kernel says: %s", bad[:5])
@@ -334,12 +359,46 @@ def without_the_module(lab):
     check("not loaded" in why and "modprobe ferry" in why, "doctor says: %s", why)
 
 
-def prepare():
-    subprocess.run(["insmod", os.environ["FERRY_MODULE"]], check=True)
+@test(timeout=60)
+def a_lost_write_is_found(lab):
+    """The module for tests stops to protect what it has read: the next write is lost."""
+    load(os.environ["FERRY_BROKEN_MODULE"])
+    guest, vm = small_vmm(lab), lab.destination()
+    move = Move(lab, guest.qemu, vm, "--tracker", "kmod")
+    with open("/sys/module/ferry/parameters/broken", "w") as file:
+        file.write("noprotect")
+    after = time.monotonic_ns()
+    first = move.send.wait_event(lambda e: e["event"] == "progress" and e["t_ns"] > after, 10,
+                                 "progress")["round"]
+    move.send.wait_event(lambda e: e.get("round", 0) >= first + 4, 20, "four more rounds")
+    lab.run("continue", move.id).check_code(0)
+    move.send.finish().check_code(1)
+    check_result(move.send.result, "failed", guest="source", tracker="kmod")
+    error = move.send.result["error"]
+    check("--verify: " in error and " differs from the source's" in error, "error: %s", error)
+    move.recv.finish().check_code(1)
+    guest.check_good()
+    guest.qemu.check_clean()
+    unload()
+    saw("%s", error)
+
+
+def load(module):
+    subprocess.run(["insmod", module], check=True)
     wait_until(lambda: os.path.exists("/dev/ferry"), 5, "/dev/ferry is there")
+
+
+def unload():
+    check_equal(trackers(), 0, "trackers that exist")
+    subprocess.run(["rmmod", "ferry"], check=True)
+    check(not os.path.exists("/dev/ferry"), "/dev/ferry is still there")
+
+
+def prepare():
+    load(os.environ["FERRY_MODULE"])
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["peer"]:
         sys.exit(peer_main(*sys.argv[2:]))
-    sys.exit(tap.main(Lab, prepare))
+    sys.exit(tap.main(VmmLab, prepare))

@@ -7,7 +7,9 @@
 #   selftests/qemu/initramfs.sh OUT MODULES_DIR [MODULE...]
 #
 # MODULES_DIR is the second line that kernel.sh prints. Modules that are built
-# into the kernel are skipped. OUT appears whole or not at all.
+# into the kernel are skipped; a MODULE with a slash in it is the path of one that
+# the kernel does not have. OUT appears whole or not at all.
+# FERRY_GUEST=PROGRAM is run in the place of the workload; static, as process 1.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 
@@ -24,8 +26,12 @@ tmp=$(mktemp -d)
 trap 'rm -rf "$tmp" "$out.$$"' EXIT
 mkdir -p "$tmp/bin" "$tmp/dev" "$tmp/proc" "$tmp/sys" "$tmp/tmp" "$tmp/modules"
 cp "$(command -v busybox)" "$tmp/bin/busybox"
-"${CC:-gcc}" -std=gnu11 -D_GNU_SOURCE -O2 -Wall -Wextra -static -pthread \
-	-o "$tmp/guest" "$here/guest.c" || die "cannot build guest.c"
+if [ -n "${FERRY_GUEST:-}" ]; then
+	cp "$FERRY_GUEST" "$tmp/guest"
+else
+	"${CC:-gcc}" -std=gnu11 -D_GNU_SOURCE -O2 -Wall -Wextra -static -pthread \
+		-o "$tmp/guest" "$here/guest.c" || die "cannot build guest.c"
+fi
 
 # Module names use - and _ alike; file names are as they are.
 module_path() {
@@ -45,6 +51,13 @@ add() { # PATH, after what it depends on (modules.dep lists the deepest last)
 	done
 }
 for module; do
+	case $module in
+	*/*)
+		cp "$module" "$tmp/modules/"
+		insert="$insert ${module##*/}"
+		continue
+		;;
+	esac
 	path=$(module_path "$module")
 	if [ -n "$path" ]; then
 		add "$path"

@@ -6,6 +6,7 @@
 #	work	a folder for initramfs, guest and serial
 #	kernel, modules		as selftests/qemu/kernel.sh prints them
 #	limit	seconds until it is ended
+#	tests	names of what must pass: a test that is skipped in there is a failure
 #
 # and that ends the process in $qemu when it exits.
 
@@ -51,4 +52,29 @@ machine_boot() {
 	wait "$qemu"
 	qemu=
 	tr -d '\r' < "$work/serial" > "$work/log"
+}
+
+# machine_results: TAP, a result for each of $tests and one for the end. All was printed by a
+# tap.main() (selftests/e2e/tap.py).
+machine_results() {
+	number=0
+	missed=0
+	sed -n 's/^BOOTED/# &/p; /^# *saw: /p' "$work/log"
+	sed -n 's/^ok [0-9]* - \(.*\) # \([0-9.]* s\)$/# \2 \1/p' "$work/log"
+	for name in $tests; do
+		machine_result "^ok [0-9]* - $name # [0-9.]* s\$" "$name"
+	done
+	machine_result '^ENDED 0$' 'it ended by itself'
+	[ "$missed" = 0 ] || sed 's/^/# /' "$work/log"
+	echo "1..$number"
+}
+
+machine_result() { # REGULAR-EXPRESSION NAME: is there such a line?
+	number=$((number + 1))
+	if grep -q "$1" "$work/log"; then
+		echo "ok $number - $2"
+	else
+		echo "not ok $number - $2"
+		missed=1
+	fi
 }

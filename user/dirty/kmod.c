@@ -13,7 +13,7 @@
  *
  * Other processes may have views of their own, made from trackers of their own: those
  * are started and read as well. That none is missing is known by counting: /proc
- * shows as many views as the trackers at hand have (guest/qemu_peers.c). They are
+ * shows as many views as the trackers at hand have (guest/peers.c). They are
  * counted at the start, whenever the trackers' number changes, and once a second,
  * which also finds who maps the RAM plainly in the meantime.
  */

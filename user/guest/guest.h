@@ -119,6 +119,12 @@ struct ferry_guest_ops {
 	 */
 	int (*userfaultfd)(struct ferry_guest *guest, int *uffd, struct ferry_error *err);
 
+	/*
+	 * Destination, with a userfaultfd registered: drop whatever page of @ram the VMM has
+	 * mapped, so that each access faults. NULL: it maps none before its state is loaded.
+	 */
+	int (*zap)(struct ferry_guest *guest, const struct ferry_ram *ram, struct ferry_error *err);
+
 	/* How to put tracked views into the VMM; belongs to @guest. NULL: it cannot be done. */
 	void (*views)(struct ferry_guest *guest, struct ferry_dirty_views *views);
 

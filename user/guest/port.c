@@ -10,7 +10,7 @@
  * check() makes sure that it maps the RAM it told of.
  *
  * Undo text (host->journal), one JSON object, durable before what it undoes:
- *   {"driver":"port","version":1,"role":"source",
+ *   {"driver":"port","version":1,"path":"/run/vm.port","role":"source",
  *    "pid":71,"start":8123,     which process; another one owes us nothing
  *    "prepared":true,           else it is none of our business what it holds
  *    "was":"running"}           or "paused": run state before the first pause()
@@ -58,8 +58,7 @@ static void vmm_close(struct ferry_guest *guest)
 		close_peer(&v->members[i]);
 	close_peer(&v->vmm);
 	ferry_io_close(&v->pidfd);
-	json_object_put(v->undo);
-	free(v->journaled);
+	ferry_journal_free(&v->journal);
 	free(v->peers.files);
 	free(v);
 }
@@ -149,22 +148,9 @@ static int open_connection(struct ferry_vmm *v, const struct ferry_guest_open_pa
 	return r ? r : open_process(v, err);
 }
 
-/* Has the process the undo text is about ended? (A zombie has, too.) */
-static bool undo_is_void(const struct ferry_vmm *v)
-{
-	pid_t pid = (pid_t)ferry_json_uint(v->undo, "pid", 0);
-	bool ended;
-	int pidfd;
-
-	if (ferry_proc_start(pid) != ferry_json_uint(v->undo, "start", 0))
-		return true;
-	pidfd = (int)syscall(SYS_pidfd_open, pid, 0);
-	if (pidfd < 0)
-		return errno == ESRCH;
-	ended = ferry_io_wait(pidfd, POLLIN, ferry_clock_ns()) > 0;
-	close(pidfd);
-	return ended;
-}
+static const struct ferry_journal_rules rules = {
+	.by_hand = "resume the guest, or end its VMM, by hand",
+};
 
 static int open_filled(struct ferry_vmm *v, const struct ferry_guest_open_params *params,
 		       struct ferry_error *err)
@@ -172,27 +158,26 @@ static int open_filled(struct ferry_vmm *v, const struct ferry_guest_open_params
 	int r;
 
 	if (params->undo) {
-		r = ferry_vmm_journal_parse(v, params->undo, err);
+		r = ferry_journal_parse(&v->journal, &v->guest, v->role, params->undo, &rules, err);
 		if (r)
 			return r;
-		v->guest.pid = (pid_t)ferry_json_uint(v->undo, "pid", 0);
-		if (undo_is_void(v)) {
+		if (ferry_journal_is_void(&v->journal)) {
 			ferry_log_debug("the VMM (pid %d) has gone: nothing to undo",
 					(int)v->guest.pid);
 			return 0;
 		}
 	}
 	r = open_connection(v, params, err);
-	if (r && params->undo && undo_is_void(v))
+	if (r && params->undo && ferry_journal_is_void(&v->journal))
 		return 0; /* it ended just now */
 	if (r)
 		return r;
 	if (!params->undo)
-		r = ferry_vmm_journal_new(v, err);
-	else if (v->guest.pid != (pid_t)ferry_json_uint(v->undo, "pid", 0))
+		r = ferry_journal_new(&v->journal, &v->guest, v->role, v->start, err);
+	else if (v->guest.pid != (pid_t)ferry_json_uint(v->journal.undo, "pid", 0))
 		r = ferry_error_set(err, ESTALE, "%s belongs to pid %d now, but pid %d is the VMM to "
 				    "put back and still runs; end one of them", v->guest.path,
-				    (int)v->guest.pid, (int)ferry_json_uint(v->undo, "pid", 0));
+				    (int)v->guest.pid, (int)ferry_json_uint(v->journal.undo, "pid", 0));
 	if (!r && v->host.hold)
 		r = v->host.hold(v->host.ctx, "guest", v->vmm.sock, err);
 	return r;
@@ -221,6 +206,7 @@ static int vmm_open(const struct ferry_guest_open_params *params, struct ferry_g
 		v->host = *params->host;
 	v->role = params->role;
 	v->peers.source = v->role == FERRY_GUEST_SOURCE;
+	v->peers.advice = "end it, or let it register with the VMM's port (ferry_port_join())";
 	v->timeout_ms = params->timeout_ms;
 	v->pidfd = -1;
 	v->vmm.sock = -1;
@@ -243,7 +229,7 @@ static int vmm_prepare(struct ferry_guest *guest, struct ferry_error *err)
 {
 	struct ferry_vmm *v = ferry_vmm_of(guest);
 
-	json_object_object_add(v->undo, "prepared", json_object_new_boolean(true));
+	json_object_object_add(v->journal.undo, "prepared", json_object_new_boolean(true));
 	return ferry_vmm_journal(v, err);
 }
 
@@ -288,6 +274,11 @@ static int vmm_direct_io(struct ferry_guest *guest, char *why, size_t why_bytes,
 	return direct || v->n_members;
 }
 
+static int vmm_check_views(struct ferry_guest *guest, struct ferry_error *err)
+{
+	return ferry_peers_check_views(&ferry_vmm_of(guest)->peers, err);
+}
+
 const struct ferry_guest_ops ferry_guest_port = {
 	.scheme = "port",
 	.open = vmm_open,
@@ -306,7 +297,7 @@ const struct ferry_guest_ops ferry_guest_port = {
 	.throttle = vmm_throttle,
 	.userfaultfd = ferry_vmm_userfaultfd,
 	.views = ferry_vmm_views,
-	.check_views = ferry_vmm_check_views,
+	.check_views = vmm_check_views,
 	.log = ferry_vmm_log,
 	.direct_io = vmm_direct_io,
 	.undo = ferry_vmm_undo,

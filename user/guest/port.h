@@ -2,13 +2,17 @@
 #ifndef FERRY_GUEST_PORT_H
 #define FERRY_GUEST_PORT_H
 
+#include <assert.h>
 #include <json-c/json.h>
 
 #include "guest/guest.h"
-#include "guest/port_peers.h"
+#include "guest/journal.h"
+#include "guest/peers.h"
 #include "port/channel.h"
 
 /* Private to the port driver: what its files share. The design note is in port.c. */
+
+static_assert(FERRY_PROTO_MAX_MEMBERS <= FERRY_PEERS_MAX_MEMBERS, "all have their place");
 
 /* A connection to the VMM, or a channel to a member. */
 struct ferry_vmm_peer {
@@ -31,8 +35,7 @@ struct ferry_vmm {
 	int pidfd;		/* -1: the VMM of the undo text has gone */
 	uint64_t start;		/* with the pid: which process it is */
 	struct ferry_peers peers;
-	struct json_object *undo;
-	char *journaled;	/* its text as last made durable, or NULL */
+	struct ferry_journal journal;
 	int log_fd;		/* the dirty log's bitmap */
 	uint64_t *log;
 	size_t log_bytes;
@@ -41,6 +44,12 @@ struct ferry_vmm {
 static inline struct ferry_vmm *ferry_vmm_of(struct ferry_guest *guest)
 {
 	return (struct ferry_vmm *)guest; /* the first member */
+}
+
+/** ferry_vmm_journal() - make the present undo text durable */
+static inline int ferry_vmm_journal(struct ferry_vmm *v, struct ferry_error *err)
+{
+	return ferry_journal_write(&v->journal, &v->host, err);
 }
 
 /* port_call.c: one request and its reply */
@@ -74,12 +83,6 @@ int ferry_vmm_state(struct ferry_vmm *v, uint32_t *state, struct ferry_error *er
 /** ferry_vmm_reset() - tracked views, log and throttle off, also of members. */
 int ferry_vmm_reset(struct ferry_vmm *v, struct ferry_error *err);
 
-/* port_journal.c */
-int ferry_vmm_journal_new(struct ferry_vmm *v, struct ferry_error *err);
-int ferry_vmm_journal_parse(struct ferry_vmm *v, const char *text, struct ferry_error *err);
-/** ferry_vmm_journal() - make the present text durable; nothing is done when it is already. */
-int ferry_vmm_journal(struct ferry_vmm *v, struct ferry_error *err);
-
 /* port_run.c */
 int ferry_vmm_running(struct ferry_guest *guest, struct ferry_error *err);
 int ferry_vmm_pause(struct ferry_guest *guest, struct ferry_error *err);
@@ -99,7 +102,6 @@ int ferry_vmm_describe(struct ferry_guest *guest, struct ferry_ram *ram, struct 
 /* port_track.c */
 int ferry_vmm_userfaultfd(struct ferry_guest *guest, int *uffd, struct ferry_error *err);
 void ferry_vmm_views(struct ferry_guest *guest, struct ferry_dirty_views *views);
-int ferry_vmm_check_views(struct ferry_guest *guest, struct ferry_error *err);
 void ferry_vmm_log(struct ferry_guest *guest, struct ferry_dirty_log *log);
 void ferry_vmm_log_free(struct ferry_vmm *v);
 

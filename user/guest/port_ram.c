@@ -152,7 +152,7 @@ static int open_member(struct ferry_vmm *v, uint32_t which, struct ferry_error *
 	r = ferry_vmm_hello(v, peer, err);
 	if (!r && !(peer->welcome.has & FERRY_PROTO_IS_MEMBER))
 		r = ferry_error_set(err, EPROTO, "pid %u registered, but is none", pid);
-	v->peers.allowed[v->peers.n_allowed++] = peer->pid;
+	v->peers.members[v->peers.n_members++] = peer->pid;
 	return r;
 }
 
@@ -232,27 +232,15 @@ static int check_state(struct ferry_vmm *v, struct ferry_error *err)
 static int check_memory(struct ferry_vmm *v, const struct ferry_ram *ram, struct ferry_error *err)
 {
 	unsigned int i;
-	int r = 0;
+	int r = ferry_peers_ram(&v->peers, ram, err);
 
-	free(v->peers.files);
-	v->peers.n_files = 0;
-	v->peers.files = calloc(ram->count, sizeof(*v->peers.files));
-	if (!v->peers.files)
-		return ferry_error_set(err, ENOMEM, "guest RAM list: no memory");
 	for (i = 0; i < ram->count && !r; i++) {
 		const struct ferry_ram_block *b = &ram->blocks[i];
 		struct ferry_proto_ram told = { .bytes = b->size_bytes, .addr = b->vmm_addr,
 						.fd_offset = b->fd_off_bytes };
-		struct stat st;
 
 		strcpy(told.name, b->name);
 		r = check_mapped(v->guest.pid, &told, b->fd, err);
-		if (!r && fstat(b->fd, &st))
-			r = ferry_error_set(err, errno, "guest RAM '%s': %s", b->name,
-					    strerror(errno));
-		if (!r)
-			v->peers.files[v->peers.n_files++] =
-				(struct ferry_peers_file){ st.st_dev, st.st_ino };
 	}
 	return r;
 }

@@ -37,14 +37,14 @@ int ferry_vmm_running(struct ferry_guest *guest, struct ferry_error *err)
 int ferry_vmm_pause(struct ferry_guest *guest, struct ferry_error *err)
 {
 	struct ferry_vmm *v = ferry_vmm_of(guest);
-	const char *was = ferry_json_string(v->undo, "was"), *now;
+	const char *was = ferry_json_string(v->journal.undo, "was"), *now;
 	int r = ferry_vmm_running(guest, err);
 
 	if (r < 0)
 		return r;
 	now = r ? "running" : "paused";
 	if (!was || strcmp(was, now)) {
-		json_object_object_add(v->undo, "was", json_object_new_string(now));
+		json_object_object_add(v->journal.undo, "was", json_object_new_string(now));
 		r = ferry_vmm_journal(v, err);
 		if (r)
 			return r;
@@ -56,7 +56,7 @@ int ferry_vmm_pause(struct ferry_guest *guest, struct ferry_error *err)
 int ferry_vmm_resume(struct ferry_guest *guest, struct ferry_error *err)
 {
 	struct ferry_vmm *v = ferry_vmm_of(guest);
-	const char *was = ferry_json_string(v->undo, "was");
+	const char *was = ferry_json_string(v->journal.undo, "was");
 
 	if (!was || strcmp(was, "running"))
 		return 0;
@@ -199,7 +199,7 @@ static bool holds_state(struct ferry_vmm *v)
 {
 	uint32_t state;
 
-	if (!ferry_json_bool(v->undo, "prepared", false))
+	if (!ferry_json_bool(v->journal.undo, "prepared", false))
 		return false;
 	return ferry_vmm_state(v, &state, NULL) || !(state & FERRY_PROTO_STATE_INCOMING);
 }
@@ -222,8 +222,8 @@ int ferry_vmm_undo(struct ferry_guest *guest, bool resume, struct ferry_error *e
 		return 0;
 	if (r || reset)
 		return r ? r : reset;
-	if (resume && ferry_json_string(v->undo, "was")) {
-		json_object_object_del(v->undo, "was");
+	if (resume && ferry_json_string(v->journal.undo, "was")) {
+		json_object_object_del(v->journal.undo, "was");
 		return ferry_vmm_journal(v, err);
 	}
 	return 0;

@@ -135,7 +135,7 @@ static int views_others(void *ctx, int (*fn)(void *fn_ctx, pid_t pid, int fd), v
 {
 	struct ferry_vmm *v = ctx;
 
-	return ferry_peers_files(&v->peers, fn, fn_ctx, err);
+	return ferry_peers_others(&v->peers, fn, fn_ctx, err);
 }
 
 void ferry_vmm_views(struct ferry_guest *guest, struct ferry_dirty_views *views)
@@ -147,19 +147,6 @@ void ferry_vmm_views(struct ferry_guest *guest, struct ferry_dirty_views *views)
 		.others = views_others,
 		.ctx = ferry_vmm_of(guest),
 	};
-}
-
-int ferry_vmm_check_views(struct ferry_guest *guest, struct ferry_error *err)
-{
-	struct ferry_vmm *v = ferry_vmm_of(guest);
-	char comm[32];
-
-	if (!v->peers.viewer)
-		return 0;
-	ferry_proc_comm(v->peers.viewer, comm);
-	return ferry_error_set(err, EBUSY, "pid %d (%s) maps a tracked view of guest RAM, and only "
-			       "the kmod tracker sees what it writes there; use --tracker kmod, or "
-			       "end it", (int)v->peers.viewer, comm);
 }
 
 /* ---- the VMM's dirty log ---- */

@@ -87,7 +87,7 @@ int ferry_qemu_kill(struct ferry_qemu *q, struct ferry_error *err)
 	if (ferry_qemu_gone(q, 0))
 		return 0;
 	/* prepare() verifies the pid, so an undo text that tells of it will do. */
-	if (!q->pid_checked && !ferry_json_get(q->undo, "capabilities", json_type_object))
+	if (!q->pid_checked && !ferry_json_get(q->journal.undo, "capabilities", json_type_object))
 		return ferry_error_set(err, EPERM, "pid %d was not seen mapping guest RAM; it may "
 				       "not be QEMU, so it is not killed; end QEMU by hand",
 				       (int)q->guest.pid);
@@ -109,7 +109,7 @@ static int open_process(struct ferry_qemu *q, struct ferry_error *err)
 		return ferry_error_set(err, ESRCH, "%s: the process behind the QMP socket is not "
 				       "visible here; run ferry in QEMU's pid namespace",
 				       q->guest.path);
-	q->guest.pid = pid;
+	q->guest.pid = q->peers.vmm = pid;
 	q->pidfd = (int)syscall(SYS_pidfd_open, pid, 0);
 	if (q->pidfd < 0)
 		return ferry_error_set(err, errno, "QEMU (pid %d, from the socket %s) has gone: %s; "
@@ -168,34 +168,27 @@ static int open_connection(struct ferry_qemu *q, const struct ferry_guest_open_p
 	return r ? r : open_version(q, err);
 }
 
-/* Has the process the undo text is about ended? (A zombie has, too.) */
-static bool undo_is_void(const struct ferry_qemu *q)
-{
-	pid_t pid = (pid_t)ferry_json_uint(q->undo, "pid", 0);
-	bool ended;
-	int pidfd;
-
-	if (ferry_proc_start(pid) != ferry_json_uint(q->undo, "start", 0))
-		return true;
-	pidfd = (int)syscall(SYS_pidfd_open, pid, 0);
-	if (pidfd < 0)
-		return errno == ESRCH;
-	ended = ferry_io_wait(pidfd, POLLIN, ferry_clock_ns()) > 0;
-	close(pidfd);
-	return ended;
-}
-
 static void qemu_close(struct ferry_guest *guest)
 {
 	struct ferry_qemu *q = ferry_qemu_of(guest);
 
 	ferry_qmp_close(q->qmp);
 	ferry_io_close(&q->pidfd);
-	json_object_put(q->undo);
-	free(q->journaled);
-	free(q->files);
+	ferry_journal_free(&q->journal);
+	free(q->peers.files);
 	free(q);
 }
+
+static const struct ferry_journal_rules rules = {
+	.by_hand = "put QEMU back by hand: QMP query-migrate-capabilities, x-ignore-shared must be "
+		   "off",
+	.optional = {
+		{ "capabilities", json_type_object }, { "parameters", json_type_object },
+		{ "was", json_type_string }, { "userfaultfds", json_type_array },
+		{ "throttled", json_type_array }, { "views", json_type_array },
+		{ "spare", json_type_array },
+	},
+};
 
 static int open_filled(struct ferry_qemu *q, const struct ferry_guest_open_params *params,
 		       struct ferry_error *err)
@@ -203,12 +196,11 @@ static int open_filled(struct ferry_qemu *q, const struct ferry_guest_open_param
 	int r;
 
 	if (params->undo) {
-		r = ferry_qemu_journal_parse(q, params->undo, err);
+		r = ferry_journal_parse(&q->journal, &q->guest, q->role, params->undo, &rules, err);
 		if (r)
 			return r;
 		q->migrating = true;
-		q->guest.pid = (pid_t)ferry_json_uint(q->undo, "pid", 0);
-		if (undo_is_void(q)) {
+		if (ferry_journal_is_void(&q->journal)) {
 			ferry_log_debug("QEMU (pid %d) has gone: nothing to undo",
 					(int)q->guest.pid);
 			return 0;
@@ -220,12 +212,12 @@ static int open_filled(struct ferry_qemu *q, const struct ferry_guest_open_param
 	if (r)
 		return r;
 	if (!params->undo)
-		r = ferry_qemu_journal_new(q, err);
-	else if (q->guest.pid != (pid_t)ferry_json_uint(q->undo, "pid", 0))
+		r = ferry_journal_new(&q->journal, &q->guest, q->role, q->start, err);
+	else if (q->guest.pid != (pid_t)ferry_json_uint(q->journal.undo, "pid", 0))
 		r = ferry_error_set(err, ESTALE, "%s belongs to pid %d now, but pid %d is the QEMU "
 				    "to put back and still runs; end one of them",
 				    q->guest.path, (int)q->guest.pid,
-				    (int)ferry_json_uint(q->undo, "pid", 0));
+				    (int)ferry_json_uint(q->journal.undo, "pid", 0));
 	if (!r && q->host.hold)
 		r = q->host.hold(q->host.ctx, "guest", ferry_qmp_fd(q->qmp), err);
 	return r;
@@ -253,10 +245,13 @@ static int qemu_open(const struct ferry_guest_open_params *params, struct ferry_
 	if (params->host)
 		q->host = *params->host;
 	q->role = params->role;
+	q->peers.source = q->role == FERRY_GUEST_SOURCE;
+	q->peers.advice = "end it or detach that device first (vhost-user backend, virtiofsd, "
+			  "ivshmem peer?)";
 	q->timeout_ms = params->timeout_ms;
 	q->pidfd = -1;
 	for (i = 0; i < params->n_peers && i < FERRY_GUEST_MAX_PEERS; i++)
-		q->peers[q->n_peers++] = params->peers[i];
+		q->peers.allowed[q->peers.n_allowed++] = params->peers[i];
 	r = open_filled(q, params, err);
 	if (r) {
 		qemu_close(&q->guest);
@@ -282,6 +277,11 @@ static void qemu_announce(struct ferry_guest *guest)
 		ferry_log_debug("announcing the guest: %s", err.text);
 }
 
+static int qemu_check_views(struct ferry_guest *guest, struct ferry_error *err)
+{
+	return ferry_peers_check_views(&ferry_qemu_of(guest)->peers, err);
+}
+
 const struct ferry_guest_ops ferry_guest_qemu = {
 	.scheme = "qmp",
 	.open = qemu_open,
@@ -299,8 +299,9 @@ const struct ferry_guest_ops ferry_guest_qemu = {
 	.quit = ferry_qemu_quit,
 	.throttle = ferry_qemu_throttle,
 	.userfaultfd = ferry_qemu_userfaultfd,
+	.zap = ferry_qemu_zap,
 	.views = ferry_qemu_views,
-	.check_views = ferry_qemu_check_views,
+	.check_views = qemu_check_views,
 	.direct_io = ferry_qemu_direct_io,
 	.undo = ferry_qemu_undo,
 };

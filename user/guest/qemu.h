@@ -5,6 +5,8 @@
 #include <json-c/json.h>
 
 #include "guest/guest.h"
+#include "guest/journal.h"
+#include "guest/peers.h"
 #include "guest/qmp.h"
 
 /* Private to the QEMU driver: what its files share. The design note is in qemu.c. */
@@ -17,25 +19,23 @@ struct ferry_qemu {
 	int pidfd;
 	uint64_t start;		/* with the pid: which process it is */
 	unsigned int major, minor;
-	pid_t peers[FERRY_GUEST_MAX_PEERS];
-	unsigned int n_peers;
+	struct ferry_peers peers;
 	bool migrating;		/* a migrate command may be under way */
 	bool loaded;		/* load() succeeded in this process */
 	bool pid_checked;	/* the pid was seen mapping the RAM */
 	bool viewed;		/* this process has put tracked views in */
-	pid_t viewer;		/* another process that maps tracked views of the RAM, or 0 */
-	struct ferry_qemu_file { /* the files behind the tracked views */
-		dev_t dev;
-		ino_t ino;
-	} *files;
-	unsigned int n_files;
-	struct json_object *undo; /* the journal */
-	char *journaled;	/* its text as last made durable, or NULL */
+	struct ferry_journal journal;
 };
 
 static inline struct ferry_qemu *ferry_qemu_of(struct ferry_guest *guest)
 {
 	return (struct ferry_qemu *)guest; /* the first member */
+}
+
+/** ferry_qemu_journal() - make the present undo text durable */
+static inline int ferry_qemu_journal(struct ferry_qemu *q, struct ferry_error *err)
+{
+	return ferry_journal_write(&q->journal, &q->host, err);
 }
 
 /* qemu.c */
@@ -49,12 +49,6 @@ int ferry_qemu_command(struct ferry_qemu *q, const char *name, struct json_objec
 
 /** ferry_qemu_kill() - SIGKILL, and wait for the end. Return: 0 or -ETIMEDOUT. */
 int ferry_qemu_kill(struct ferry_qemu *q, struct ferry_error *err);
-
-/* qemu_journal.c: the undo text */
-int ferry_qemu_journal_new(struct ferry_qemu *q, struct ferry_error *err);
-int ferry_qemu_journal_parse(struct ferry_qemu *q, const char *text, struct ferry_error *err);
-/** ferry_qemu_journal() - make the present text durable; nothing is done when it is already. */
-int ferry_qemu_journal(struct ferry_qemu *q, struct ferry_error *err);
 
 /* qemu_run.c: the run state */
 #define FERRY_QEMU_STATUS_MAX 32
@@ -112,7 +106,7 @@ int ferry_qemu_describe(struct ferry_guest *guest, struct ferry_ram *ram,
  *
  * Return: descriptor, or -errno.
  */
-int ferry_qemu_memory_open(const struct ferry_qemu *q, const struct ferry_qemu_file *file,
+int ferry_qemu_memory_open(const struct ferry_qemu *q, const struct ferry_peers_file *file,
 			   uint64_t start, uint64_t end);
 
 /* qemu_device.c: the devices people attached */
@@ -133,16 +127,6 @@ int ferry_qemu_direct_io(struct ferry_guest *guest, char *why, size_t why_bytes,
 int ferry_qemu_inmigrate(struct ferry_qemu *q, struct ferry_error *err);
 int ferry_qemu_check(struct ferry_guest *guest, struct ferry_error *err);
 
-/* qemu_peers.c: other processes that map guest RAM */
-/** ferry_qemu_peers_check() - refuse who writes it unseen; notes who maps tracked views. */
-int ferry_qemu_peers_check(struct ferry_qemu *q, struct ferry_error *err);
-int ferry_qemu_check_views(struct ferry_guest *guest, struct ferry_error *err);
-/** ferry_qemu_peers_count() - how many mappings are tracked views. Return: it, or -errno. */
-int ferry_qemu_peers_count(struct ferry_qemu *q, struct ferry_error *err);
-/** ferry_qemu_peers_files() - see others of struct ferry_dirty_views. */
-int ferry_qemu_peers_files(struct ferry_qemu *q, int (*fn)(void *fn_ctx, pid_t pid, int fd),
-			   void *fn_ctx, struct ferry_error *err);
-
 /* qemu_fd.c: descriptors passed in */
 /** ferry_qemu_pass_fd() - Return: the number of @fd in QEMU, or -errno. */
 int ferry_qemu_pass_fd(struct ferry_qemu *q, const char *name, int fd, struct ferry_error *err);
@@ -162,6 +146,7 @@ int ferry_qemu_throttle_undo(struct ferry_qemu *q, struct ferry_error *err);
 
 /* qemu_uffd.c: a userfaultfd of the VMM's memory */
 int ferry_qemu_userfaultfd(struct ferry_guest *guest, int *uffd, struct ferry_error *err);
+int ferry_qemu_zap(struct ferry_guest *guest, const struct ferry_ram *ram, struct ferry_error *err);
 /** ferry_qemu_userfaultfd_undo() - close what the journal tells and QEMU did not have before. */
 int ferry_qemu_userfaultfd_undo(struct ferry_qemu *q, struct ferry_error *err);
 #define FERRY_QEMU_UFFD_DEVICE "ferry-userfaultfd"

@@ -161,8 +161,8 @@ static int prepare_planned(struct ferry_qemu *q, struct json_object *caps,
 
 	plan_caps(q, caps, old_caps, new_caps);
 	plan_params(params, old_params, new_params);
-	note_old(q->undo, "capabilities", old_caps);
-	note_old(q->undo, "parameters", old_params);
+	note_old(q->journal.undo, "capabilities", old_caps);
+	note_old(q->journal.undo, "parameters", old_params);
 	r = ferry_qemu_journal(q, err);
 	if (!r && json_object_object_length(new_caps))
 		r = set_caps(q, new_caps, err);
@@ -232,7 +232,7 @@ static int verify(struct json_object *want, struct json_object *have, const char
 
 int ferry_qemu_caps_restore(struct ferry_qemu *q, struct ferry_error *err)
 {
-	struct json_object *old = ferry_json_get(q->undo, "capabilities", json_type_object);
+	struct json_object *old = ferry_json_get(q->journal.undo, "capabilities", json_type_object);
 	struct json_object *now;
 	int r;
 
@@ -256,7 +256,7 @@ int ferry_qemu_caps_restore(struct ferry_qemu *q, struct ferry_error *err)
 
 int ferry_qemu_params_restore(struct ferry_qemu *q, struct ferry_error *err)
 {
-	struct json_object *old = ferry_json_get(q->undo, "parameters", json_type_object);
+	struct json_object *old = ferry_json_get(q->journal.undo, "parameters", json_type_object);
 	struct json_object *now;
 	int r;
 

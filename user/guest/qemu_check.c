@@ -5,6 +5,7 @@
  * move, other processes that write it, devices that pin it.
  */
 #include <errno.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "guest/json.h"
@@ -81,6 +82,33 @@ static int check_migration(struct ferry_qemu *q, struct ferry_error *err)
 	return r;
 }
 
+static int check_peers(struct ferry_qemu *q, struct ferry_error *err)
+{
+	struct ferry_peers *p = &q->peers;
+	struct ferry_qemu_memory *list;
+	unsigned int i, n;
+	int r = ferry_qemu_memory(q, &list, &n, err);
+
+	if (r)
+		return r;
+	free(p->files);
+	p->n_files = 0;
+	p->files = calloc(n, sizeof(*p->files));
+	if (p->files) {
+		for (i = 0; i < n; i++) {
+			p->files[i].dev = list[i].dev;
+			p->files[i].ino = list[i].ino;
+			strcpy(p->files[i].name, list[i].id);
+		}
+		p->n_files = n;
+		r = ferry_peers_check(p, err);
+	} else {
+		r = ferry_error_set(err, ENOMEM, "guest RAM list: no memory");
+	}
+	free(list);
+	return r;
+}
+
 int ferry_qemu_check(struct ferry_guest *guest, struct ferry_error *err)
 {
 	struct ferry_qemu *q = ferry_qemu_of(guest);
@@ -91,7 +119,7 @@ int ferry_qemu_check(struct ferry_guest *guest, struct ferry_error *err)
 	if (!r)
 		r = check_migration(q, err);
 	if (!r)
-		r = ferry_qemu_peers_check(q, err);
+		r = check_peers(q, err);
 	if (!r)
 		r = ferry_qemu_devices_check(q, err);
 	if (!r)

@@ -273,7 +273,7 @@ static int find_mapping(struct ferry_qemu *q, struct ferry_qemu_memory *m, struc
 }
 
 /* Is @fd the file we mean, and not a tracked view of it? Closes it if not. */
-static int keep_if_same(const struct ferry_qemu_file *file, int fd)
+static int keep_if_same(const struct ferry_peers_file *file, int fd)
 {
 	struct stat st;
 
@@ -287,7 +287,7 @@ static int keep_if_same(const struct ferry_qemu_file *file, int fd)
 }
 
 struct fd_search {
-	const struct ferry_qemu_file *file;
+	const struct ferry_peers_file *file;
 	pid_t pid;
 };
 
@@ -305,7 +305,7 @@ static int search_fd(void *ctx, int fd, const char *link)
 }
 
 /* Opening what /proc names opens the file itself, also where a view of it is meant. */
-int ferry_qemu_memory_open(const struct ferry_qemu *q, const struct ferry_qemu_file *file,
+int ferry_qemu_memory_open(const struct ferry_qemu *q, const struct ferry_peers_file *file,
 			   uint64_t start, uint64_t end)
 {
 	struct fd_search s = { .file = file, .pid = q->guest.pid };
@@ -330,7 +330,7 @@ int ferry_qemu_memory_open(const struct ferry_qemu *q, const struct ferry_qemu_f
 static int open_memory(const struct ferry_qemu *q, const struct ferry_qemu_memory *m,
 		       struct ferry_error *err)
 {
-	const struct ferry_qemu_file file = { .dev = m->dev, .ino = m->ino };
+	const struct ferry_peers_file file = { .dev = m->dev, .ino = m->ino };
 	struct statfs fs;
 	struct stat st;
 	int r = 0, fd = ferry_qemu_memory_open(q, &file, m->area_start, m->area_end);

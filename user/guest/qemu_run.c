@@ -48,7 +48,7 @@ int ferry_qemu_running(struct ferry_guest *guest, struct ferry_error *err)
 int ferry_qemu_pause(struct ferry_guest *guest, struct ferry_error *err)
 {
 	struct ferry_qemu *q = ferry_qemu_of(guest);
-	const char *was = ferry_json_string(q->undo, "was");
+	const char *was = ferry_json_string(q->journal.undo, "was");
 	char status[FERRY_QEMU_STATUS_MAX];
 	bool running;
 	int r;
@@ -57,7 +57,7 @@ int ferry_qemu_pause(struct ferry_guest *guest, struct ferry_error *err)
 	if (r)
 		return r;
 	if (!was || strcmp(was, status)) {
-		json_object_object_add(q->undo, "was", json_object_new_string(status));
+		json_object_object_add(q->journal.undo, "was", json_object_new_string(status));
 		r = ferry_qemu_journal(q, err);
 		if (r)
 			return r;
@@ -69,7 +69,7 @@ int ferry_qemu_resume(struct ferry_guest *guest, struct ferry_error *err)
 {
 	struct ferry_qemu *q = ferry_qemu_of(guest);
 	uint64_t deadline_ns = ferry_clock_in_ms(CONT_RETRY_MS);
-	const char *was = ferry_json_string(q->undo, "was");
+	const char *was = ferry_json_string(q->journal.undo, "was");
 	bool told = false;
 	int r;
 

@@ -175,7 +175,7 @@ static bool read_entry(struct json_object *list, size_t i, struct entry *e)
 
 static bool find_entry(struct ferry_qemu *q, const char *path, struct entry *e)
 {
-	struct json_object *list = ferry_json_get(q->undo, "throttled", json_type_array);
+	struct json_object *list = ferry_json_get(q->journal.undo, "throttled", json_type_array);
 	size_t i;
 
 	for (i = 0; i < ferry_json_length(list); i++)
@@ -186,7 +186,7 @@ static bool find_entry(struct ferry_qemu *q, const char *path, struct entry *e)
 
 static int note_limit(struct ferry_qemu *q, const struct limited *l, struct ferry_error *err)
 {
-	struct json_object *list = ferry_json_get(q->undo, "throttled", json_type_array), *o;
+	struct json_object *list = ferry_json_get(q->journal.undo, "throttled", json_type_array), *o;
 	uint64_t busy = l->ran_ns * 100 / WATCH_NS;
 	char was[FERRY_CGROUP_TEXT];
 	struct entry e;
@@ -202,7 +202,7 @@ static int note_limit(struct ferry_qemu *q, const struct limited *l, struct ferr
 		busy = l->vcpus * 100;
 	if (!list) {
 		list = json_object_new_array();
-		json_object_object_add(q->undo, "throttled", list);
+		json_object_object_add(q->journal.undo, "throttled", list);
 	}
 	o = json_object_new_object();
 	json_object_object_add(o, "path", json_object_new_string(l->group.limit_path));
@@ -220,7 +220,7 @@ static int note_limits(struct ferry_qemu *q, struct limits *limits, struct ferry
 	unsigned int i;
 	int r = 0;
 
-	if (!ferry_json_get(q->undo, "throttled", json_type_array)) {
+	if (!ferry_json_get(q->journal.undo, "throttled", json_type_array)) {
 		add_ran(q, limits, -1);
 		ferry_clock_sleep_ns(WATCH_NS);
 		add_ran(q, limits, 1);
@@ -256,7 +256,7 @@ int ferry_qemu_throttle(struct ferry_guest *guest, unsigned int percent, struct 
 	unsigned int i;
 	int r;
 
-	if (!percent && ferry_json_get(q->undo, "throttled", json_type_array))
+	if (!percent && ferry_json_get(q->journal.undo, "throttled", json_type_array))
 		return ferry_qemu_throttle_undo(q, err);
 	r = find_limits(q, &limits, err);
 	if (!r && percent)
@@ -269,7 +269,7 @@ int ferry_qemu_throttle(struct ferry_guest *guest, unsigned int percent, struct 
 
 int ferry_qemu_throttle_undo(struct ferry_qemu *q, struct ferry_error *err)
 {
-	struct json_object *list = ferry_json_get(q->undo, "throttled", json_type_array);
+	struct json_object *list = ferry_json_get(q->journal.undo, "throttled", json_type_array);
 	int r, first = 0;
 	struct entry e;
 	size_t i;
@@ -286,6 +286,6 @@ int ferry_qemu_throttle_undo(struct ferry_qemu *q, struct ferry_error *err)
 	}
 	if (first)
 		return first;
-	json_object_object_del(q->undo, "throttled");
+	json_object_object_del(q->journal.undo, "throttled");
 	return ferry_qemu_journal(q, err);
 }

@@ -11,6 +11,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include "base/io.h"
@@ -29,7 +30,7 @@ static int note_known(struct ferry_qemu *q, struct ferry_error *err)
 	struct json_object *list;
 	int fds[MAX_FDS], i, n;
 
-	if (ferry_json_get(q->undo, "userfaultfds", json_type_array))
+	if (ferry_json_get(q->journal.undo, "userfaultfds", json_type_array))
 		return 0;
 	n = ferry_inject_find_fds(q->guest.pid, UFFD_LINK, fds, MAX_FDS);
 	if (n < 0 || n > MAX_FDS)
@@ -39,7 +40,7 @@ static int note_known(struct ferry_qemu *q, struct ferry_error *err)
 	list = json_object_new_array();
 	for (i = 0; i < n; i++)
 		json_object_array_add(list, json_object_new_int(fds[i]));
-	json_object_object_add(q->undo, "userfaultfds", list);
+	json_object_object_add(q->journal.undo, "userfaultfds", list);
 	return ferry_qemu_journal(q, err);
 }
 
@@ -91,6 +92,27 @@ int ferry_qemu_userfaultfd(struct ferry_guest *guest, int *uffd, struct ferry_er
 	return r;
 }
 
+/* prealloc=on leaves every page mapped, and what is mapped does not fault. */
+int ferry_qemu_zap(struct ferry_guest *guest, const struct ferry_ram *ram, struct ferry_error *err)
+{
+	struct ferry_inject *inj;
+	unsigned int i;
+	int r = ferry_inject_open(guest->pid, &inj, err);
+
+	if (r)
+		return r;
+	for (i = 0; i < ram->count && !r; i++) {
+		const struct ferry_ram_block *b = &ram->blocks[i];
+
+		r = ferry_inject_madvise(inj, b->vmm_addr, b->size_bytes, MADV_DONTNEED, err);
+		if (r == -EINVAL)
+			ferry_error_prefix(err, "memory block '%s' is locked (start QEMU without "
+					   "-overcommit mem-lock=on)", b->name);
+	}
+	ferry_inject_close(inj);
+	return r;
+}
+
 static bool is_known(struct json_object *list, int fd)
 {
 	size_t i;
@@ -106,7 +128,7 @@ static bool is_known(struct json_object *list, int fd)
 
 int ferry_qemu_userfaultfd_undo(struct ferry_qemu *q, struct ferry_error *err)
 {
-	struct json_object *known = ferry_json_get(q->undo, "userfaultfds", json_type_array);
+	struct json_object *known = ferry_json_get(q->journal.undo, "userfaultfds", json_type_array);
 	struct ferry_inject *inj = NULL;
 	int fds[MAX_FDS], i, n, r = 0;
 

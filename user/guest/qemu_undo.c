@@ -82,7 +82,7 @@ static int holds_state(struct ferry_qemu *q)
 	bool running;
 	int r;
 
-	if (!ferry_json_get(q->undo, "capabilities", json_type_object))
+	if (!ferry_json_get(q->journal.undo, "capabilities", json_type_object))
 		return 0;
 	r = ferry_qemu_status(q, status, &running, NULL);
 	if (r)
@@ -113,13 +113,13 @@ static int end_destination(struct ferry_qemu *q, int holds, struct ferry_error *
 /* All is back: another undo() has nothing left to do, except to resume if that was not asked. */
 static int undo_clear(struct ferry_qemu *q, bool resumed, struct ferry_error *err)
 {
-	json_object_object_del(q->undo, "capabilities");
-	json_object_object_del(q->undo, "parameters");
-	json_object_object_del(q->undo, "userfaultfds");
-	json_object_object_del(q->undo, "views");
-	json_object_object_del(q->undo, "spare");
+	json_object_object_del(q->journal.undo, "capabilities");
+	json_object_object_del(q->journal.undo, "parameters");
+	json_object_object_del(q->journal.undo, "userfaultfds");
+	json_object_object_del(q->journal.undo, "views");
+	json_object_object_del(q->journal.undo, "spare");
 	if (resumed)
-		json_object_object_del(q->undo, "was");
+		json_object_object_del(q->journal.undo, "was");
 	return ferry_qemu_journal(q, err);
 }
 

@@ -79,7 +79,7 @@ static int journal_spare(struct ferry_qemu *q, struct areas *a, struct ferry_err
 
 	json_object_array_add(spare, json_object_new_int64((int64_t)a->view.spare));
 	json_object_array_add(spare, json_object_new_int64((int64_t)a->view.spare_bytes));
-	json_object_object_add(q->undo, "spare", spare);
+	json_object_object_add(q->journal.undo, "spare", spare);
 	return ferry_qemu_journal(q, err);
 }
 
@@ -90,14 +90,14 @@ static int journal_areas(struct ferry_qemu *q, struct areas *a, struct ferry_err
 
 	for (i = 0; i < a->count; i++)
 		json_object_array_add(list, area_to_json(&a->list[i]));
-	json_object_object_add(q->undo, "views", list);
+	json_object_object_add(q->journal.undo, "views", list);
 	return journal_spare(q, a, err);
 }
 
 static int read_journal(struct ferry_qemu *q, struct json_object *list, struct areas *a,
 			struct ferry_error *err)
 {
-	struct json_object *spare = ferry_json_get(q->undo, "spare", json_type_array);
+	struct json_object *spare = ferry_json_get(q->journal.undo, "spare", json_type_array);
 	size_t i, n = ferry_json_length(list);
 
 	if (n > MAX_AREAS)
@@ -118,8 +118,8 @@ static int read_journal(struct ferry_qemu *q, struct json_object *list, struct a
 
 static void forget(struct ferry_qemu *q)
 {
-	json_object_object_del(q->undo, "views");
-	json_object_object_del(q->undo, "spare");
+	json_object_object_del(q->journal.undo, "views");
+	json_object_object_del(q->journal.undo, "spare");
 	q->viewed = false;
 }
 
@@ -129,25 +129,23 @@ static int find_areas(struct ferry_qemu *q, const struct ferry_ram *ram, struct 
 		      struct ferry_error *err)
 {
 	unsigned int i;
+	int r = ferry_peers_ram(&q->peers, ram, err);
 
+	if (r)
+		return r;
 	for (i = 0; i < ram->count; i++) {
+		const struct ferry_peers_file *file = &q->peers.files[i];
 		const struct ferry_ram_block *b = &ram->blocks[i];
 		struct ferry_view_area *first = &a->list[a->count];
-		struct stat st;
-		int n;
+		int n = ferry_view_areas(q->guest.pid, file->dev, file->ino, b->vmm_addr,
+					 b->size_bytes, first, MAX_AREAS - a->count, err);
 
-		if (fstat(b->fd, &st))
-			return ferry_error_set(err, errno, "guest RAM '%s': %s", b->name,
-					       strerror(errno));
-		n = ferry_view_areas(q->guest.pid, st.st_dev, st.st_ino, b->vmm_addr,
-				     b->size_bytes, first, MAX_AREAS - a->count, err);
 		if (n >= 0 && first->off_bytes != b->fd_off_bytes)
 			n = ferry_error_set(err, ESTALE, "it is mapped from another offset now");
 		if (n < 0) {
 			ferry_error_prefix(err, "guest RAM '%s'", b->name);
 			return n;
 		}
-		q->files[i] = (struct ferry_qemu_file){ st.st_dev, st.st_ino };
 		while (n--) {
 			struct ferry_view_area *area = &a->list[a->count];
 
@@ -156,7 +154,6 @@ static int find_areas(struct ferry_qemu *q, const struct ferry_ram *ram, struct 
 			a->block[a->count++] = i;
 		}
 	}
-	q->n_files = ram->count;
 	return 0;
 }
 
@@ -230,13 +227,8 @@ static int views_map(void *ctx, const struct ferry_ram *ram, const int *trackers
 	struct areas *a = calloc(1, sizeof(*a));
 	int r;
 
-	free(q->files);
-	q->files = calloc(ram->count, sizeof(*q->files));
-	q->n_files = 0;
-	if (!a || !q->files) {
-		free(a);
+	if (!a)
 		return ferry_error_set(err, ENOMEM, "tracked views: no memory");
-	}
 	a->view.pid = q->guest.pid;
 	r = ferry_qemu_verify(q, err);
 	if (!r)
@@ -253,7 +245,7 @@ static int views_map(void *ctx, const struct ferry_ram *ram, const int *trackers
 static int put_back(struct ferry_qemu *q, const struct ferry_view *view,
 		    const struct ferry_view_area *area, struct ferry_error *err)
 {
-	const struct ferry_qemu_file file = { .dev = area->dev, .ino = area->ino };
+	const struct ferry_peers_file file = { .dev = area->dev, .ino = area->ino };
 	int state = ferry_view_look(q->guest.pid, area);
 	int fd, remote, r;
 
@@ -319,7 +311,7 @@ static int undo_areas(struct ferry_qemu *q, struct areas *a, struct ferry_error 
 
 int ferry_qemu_views_undo(struct ferry_qemu *q, struct ferry_error *err)
 {
-	struct json_object *list = ferry_json_get(q->undo, "views", json_type_array);
+	struct json_object *list = ferry_json_get(q->journal.undo, "views", json_type_array);
 	struct areas *a;
 	int r;
 
@@ -356,7 +348,9 @@ static int views_unmap(void *ctx, struct ferry_error *err)
 
 static int views_count(void *ctx, struct ferry_error *err)
 {
-	return ferry_qemu_peers_count(ctx, err);
+	struct ferry_qemu *q = ctx;
+
+	return ferry_peers_count(&q->peers, err);
 }
 
 static int views_others(void *ctx, int (*fn)(void *fn_ctx, pid_t pid, int fd), void *fn_ctx,
@@ -364,8 +358,7 @@ static int views_others(void *ctx, int (*fn)(void *fn_ctx, pid_t pid, int fd), v
 {
 	struct ferry_qemu *q = ctx;
 
-	/* check() has looked: mostly there is nobody. */
-	return q->viewer ? ferry_qemu_peers_files(q, fn, fn_ctx, err) : 0;
+	return ferry_peers_others(&q->peers, fn, fn_ctx, err);
 }
 
 void ferry_qemu_views(struct ferry_guest *guest, struct ferry_dirty_views *views)
