@@ -8,7 +8,10 @@
 # make check              everything scripts/check runs; check-long: with more time
 # make demo               scripts/demo: migrate a running guest and watch it
 #
+# make bench              all benchmarks, one after the other:
 # make bench-compress     what --compress and --checksum cost and gain
+# make bench-precopy      precopy against QEMU's own, GiB/s, CPU time and downtime
+# make bench-kmod         what it costs to learn which pages were written; KERNEL=6.12
 #
 # Single suites, each printing TAP: unit, asan, tsan, fuzz, tidy, layers, model.
 # Documentation/testing.rst says what each one proves.
@@ -20,7 +23,7 @@
 O ?= build
 PREFIX ?= /usr/local
 DESTDIR ?=
-FUZZ_SECONDS ?= 5
+FUZZ_SECONDS ?= 3
 
 ifeq ($(V),1)
 say =
@@ -200,9 +203,24 @@ demo:
 
 # --- benchmarks: a table each, and lines "ratio NAME: MEDIAN (MIN..MAX)" at its end ---
 
-.PHONY: bench-compress
+benches := bench-compress bench-precopy bench-kmod
+
+# One at a time whatever -j says.
+.PHONY: bench $(benches)
+bench:
+	@for name in $(benches); do echo "== $$name"; $(MAKE) --no-print-directory $$name || exit; done
+
 bench-compress: $(O)/selftests/bench/compress
 	@$<
+
+# QEMU 11.1 is fetched once. BENCH="--mib 256 --rounds 2" makes it short.
+bench-precopy: $(O)/ferry $(O)/ferry-vmm
+	@selftests/qemu/qemu.sh 11.1 > /dev/null
+	@FERRY=$(abspath $(O))/ferry FERRY_VMM=$(abspath $(O))/ferry-vmm \
+		python3 selftests/bench/precopy.py $(BENCH)
+
+bench-kmod:
+	@O='$(O)' selftests/bench/kmod.sh $(KERNEL)
 
 # --- the kernel module --------------------------------------------------------
 

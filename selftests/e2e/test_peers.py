@@ -377,7 +377,7 @@ def who_comes_in(lab):
     receiver = Receiver(lab, target)
     garbage = Line.to(receiver.path).say(b"GET / HTTP/1.1\r\n" * 4)
     garbage.ended()
-    for fields in ({"role": 2}, {"channels": 65}, {"kind": 4}, {"kind": MULTIFD, "channel": 1}):
+    for fields in ({"role": 2}, {"channels": 65}, {"kind": 5}, {"kind": MULTIFD, "channel": 1}):
         try:
             receiver.connect(**fields).ended()
         except Failed as problem:

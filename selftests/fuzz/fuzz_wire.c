@@ -147,6 +147,32 @@ static void fuzz_packet(const uint8_t *data, size_t size)
 		verify_packet(&p, extents, block_pages, 3);
 }
 
+static void fuzz_postcopy(const uint8_t *data, size_t size)
+{
+	static const uint64_t block_pages[] = { 1, 300, 1ull << 34 };
+	uint8_t again[FERRY_WIRE_RUN_BYTES];
+	struct ferry_wire_received received;
+	struct ferry_wire_run run;
+
+	if (!ferry_wire_run_decode(&run, data, size, block_pages, 3)) {
+		must(run.block < 3 && run.pages && run.first_page < block_pages[run.block]);
+		must(run.pages <= block_pages[run.block] - run.first_page);
+		ferry_wire_run_encode(&run, again);
+		same(again, data, FERRY_WIRE_RUN_BYTES);
+	}
+	run.block = 1;
+	if (!ferry_wire_request_decode(&run, data, size, block_pages, 3)) {
+		must(run.pages <= 300 - run.first_page && run.first_page < 300);
+		ferry_wire_request_encode(&run, again);
+		same(again, data, FERRY_WIRE_REQUEST_BYTES);
+	}
+	if (!ferry_wire_received_decode(&received, data, size, block_pages, 3)) {
+		must(received.block < 3 && received.first_page < block_pages[received.block]);
+		ferry_wire_received_encode(&received, again);
+		same(again, data, FERRY_WIRE_RECEIVED_BYTES);
+	}
+}
+
 static void fuzz_numbers(const uint8_t *data, size_t size)
 {
 	uint8_t again[8];
@@ -167,7 +193,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
 	static void (*const targets[])(const uint8_t *, size_t) = {
 		fuzz_hello,   fuzz_frame,  fuzz_blocks,	 fuzz_config,
-		fuzz_summary, fuzz_packet, fuzz_numbers,
+		fuzz_summary, fuzz_packet, fuzz_numbers, fuzz_postcopy,
 	};
 
 	if (size)

@@ -62,6 +62,9 @@ static void every_type(void **state)
 		[FERRY_WIRE_PING] = 4,	    [FERRY_WIRE_PONG] = 4,    [FERRY_WIRE_RUNNING] = 8,
 		[FERRY_WIRE_REFUSED] = 100, [FERRY_WIRE_ACK] = 72,    [FERRY_WIRE_ABORT] = 1024,
 		[FERRY_WIRE_ANSWER] = 4,    [FERRY_WIRE_RUN] = 4,     [FERRY_WIRE_GUEST] = 71,
+		[FERRY_WIRE_CANNOT] = 50,   [FERRY_WIRE_DISCARD] = 48, [FERRY_WIRE_RUNNING_LACKS] = 8,
+		[FERRY_WIRE_RECEIVED] = 32, [FERRY_WIRE_RECEIVED_END] = 8,
+		[FERRY_WIRE_REQUEST] = 12,  [FERRY_WIRE_REQUEST_BLOCK] = 16,
 	};
 	struct ferry_wire_frame f;
 	uint8_t out[5000], *body;

@@ -276,14 +276,68 @@ static void settings(void **state)
 	assert_int_equal(ferry_job_set(&h->job, "on-stall", "throttle", &err), 0);
 	assert_int_equal(h->job.options.on_stall, FERRY_ON_STALL_THROTTLE);
 	assert_int_equal(ferry_job_set(&h->job, "on-stall", "pray", &err), -EINVAL);
-	assert_string_equal(err.text, "on-stall=pray: there are wait, throttle and cancel");
-	assert_int_equal(ferry_job_set(&h->job, "on-stall", "postcopy", &err), -EINVAL);
-	assert_string_equal(err.text, "on-stall=postcopy: postcopy is not built yet; there are "
-				      "wait, throttle and cancel");
+	assert_string_equal(err.text, "on-stall=pray: there are wait, throttle, postcopy and cancel");
+	assert_int_equal(ferry_job_set(&h->job, "on-stall", "postcopy", &err), 0);
+	assert_int_equal(h->job.options.on_stall, FERRY_ON_STALL_POSTCOPY);
+	/* The destination has told that it cannot. */
+	h->job.options.on_stall = FERRY_ON_STALL_THROTTLE;
+	snprintf(h->job.cannot_postcopy, sizeof(h->job.cannot_postcopy), "no userfaultfd");
+	assert_int_equal(ferry_job_set(&h->job, "on-stall", "postcopy", &err), -EOPNOTSUPP);
+	assert_string_equal(err.text, "on-stall=postcopy: no userfaultfd");
 	assert_int_equal(h->job.options.on_stall, FERRY_ON_STALL_THROTTLE);
 	/* 0 takes the limit away. */
 	assert_int_equal(ferry_job_set(&h->job, "max-bandwidth", "0", &err), 0);
 	assert_int_equal(ferry_rate_get(&h->job.rate), 0);
+}
+
+static void postcopy(void **state)
+{
+	struct hooked *h = *state;
+	struct ferry_error err;
+
+	snprintf(h->job.cannot_postcopy, sizeof(h->job.cannot_postcopy), "no userfaultfd");
+	assert_int_equal(ferry_job_postcopy(&h->job, &err), -EINVAL);
+	assert_string_equal(err.text, "vm1 cannot switch to postcopy in state none, only in active "
+				      "and pre-switchover");
+	h->job.state = FERRY_STATE_ACTIVE;
+	assert_int_equal(ferry_job_postcopy(&h->job, &err), -EOPNOTSUPP);
+	assert_string_equal(err.text, "vm1 cannot switch to postcopy: no userfaultfd");
+	assert_false(h->job.postcopy);
+	h->job.can_postcopy = true;
+	assert_int_equal(ferry_job_postcopy(&h->job, &err), 0);
+	assert_true(h->job.postcopy);
+	h->job.record.role = FERRY_ROLE_DESTINATION;
+	assert_int_equal(ferry_job_postcopy(&h->job, &err), -EINVAL);
+	assert_string_equal(err.text, "vm1 is the destination: the source switches to postcopy, type "
+				      "it there");
+}
+
+static void paused(void **state)
+{
+	struct hooked *h = *state;
+	struct ferry_error err;
+
+	h->job.state = FERRY_STATE_POSTCOPY_ACTIVE;
+	assert_int_equal(ferry_job_retry(&h->job, NULL, &err), -EINVAL);
+	assert_string_equal(err.text, "vm1 is at work, its state is postcopy-active: there is nothing "
+				      "to recover");
+	assert_int_equal(ferry_job_leave(&h->job), -EINVAL);
+	h->job.state = FERRY_STATE_POSTCOPY_PAUSED;
+	assert_int_equal(ferry_job_retry(&h->job, "tcp:there:1", &err), 0);
+	assert_true(h->job.retry);
+	assert_string_equal(h->job.retry_uri, "tcp:there:1");
+	assert_int_equal(ferry_job_retry(&h->job, NULL, &err), 0);
+	assert_string_equal(h->job.retry_uri, "");
+	/* What the running guest gets its memory from does not end by itself. */
+	h->job.record.role = FERRY_ROLE_DESTINATION;
+	snprintf(h->job.shown.uri, sizeof(h->job.shown.uri), "unix:/here");
+	assert_int_equal(ferry_job_leave(&h->job), -EINVAL);
+	assert_int_equal(ferry_job_retry(&h->job, "tcp:there:1", &err), -EINVAL);
+	assert_string_equal(err.text, "vm1 is the destination and listens at unix:/here: give the new "
+				      "address to the source's ferry recover");
+	h->job.record.role = FERRY_ROLE_SOURCE;
+	assert_int_equal(ferry_job_leave(&h->job), 0);
+	assert_true(h->job.leave);
 }
 
 static void sizes(void **state)
@@ -339,6 +393,7 @@ int main(void)
 		WITH_JOB(moves),    WITH_JOB(phases),	       WITH_JOB(cancel_or_commit),
 		WITH_JOB(cancel_first), WITH_JOB(cancel_after_the_end), WITH_JOB(races),
 		WITH_JOB(going_on), WITH_JOB(waits),	       WITH_JOB(settings),
+		WITH_JOB(postcopy), WITH_JOB(paused),
 		cmocka_unit_test(sizes), cmocka_unit_test(places),
 	};
 

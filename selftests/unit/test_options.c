@@ -132,18 +132,28 @@ static void refused(void **state)
 				    "and none" },
 		{ "--tracker ''", "--tracker : there are auto, kmod, pagemap, softdirty, port and "
 				  "none" },
-		{ "--on-stall panic", "--on-stall panic: there are wait, throttle and cancel" },
-		{ "--on-stall postcopy",
-		  "--on-stall postcopy: postcopy is not built yet; there are wait, throttle and "
-		  "cancel" },
+		{ "--on-stall panic", "--on-stall panic: there are wait, throttle, postcopy and "
+				      "cancel" },
 		{ "--compress gzip", "--compress gzip: there are none, zstd and lz4" },
 		{ "--timeout 0", "--timeout 0: it takes a number from 1 to 86400" },
 		{ "--timeout 86401", "--timeout 86401: it takes a number from 1 to 86400" },
 		{ "--id", "--id needs ID after it" },
 		{ "--json=1", "--json takes no value" },
 		{ "--verify=no", "--verify takes no value" },
-		{ "--postcopy now", "--postcopy: this option belongs to a mode that is not built "
-				    "yet; this version does precopy" },
+		{ "--postcopy later", "--postcopy later: it takes now, after=ROUNDS (1 or more) or "
+				      "on-stall" },
+		{ "--postcopy after=0", "--postcopy after=0: it takes now, after=ROUNDS (1 or more) "
+					"or on-stall" },
+		{ "--postcopy after=", "--postcopy after=: it takes now, after=ROUNDS (1 or more) or "
+				       "on-stall" },
+		{ "--verify --postcopy now",
+		  "--verify compares all of the memory before the guest runs at the destination; "
+		  "with postcopy it comes after: leave one of them out (--checksum goes with "
+		  "both)" },
+		{ "--on-stall postcopy --verify",
+		  "--verify compares all of the memory before the guest runs at the destination; "
+		  "with postcopy it comes after: leave one of them out (--checksum goes with "
+		  "both)" },
 		{ "--checksum=yes", "--checksum takes no value" },
 		{ "--release-ram", "--release-ram: this option belongs to a mode that is not built "
 				   "yet; this version does precopy" },
@@ -167,13 +177,32 @@ static void refused(void **state)
 	}
 }
 
+static void postcopy(void **state)
+{
+	struct ferry_error err;
+	struct ferry_args args;
+
+	(void)state;
+	assert_int_equal(parse(EVERYTHING, "", &args, &err), 0);
+	assert_int_equal(args.job.postcopy, FERRY_POSTCOPY_NEVER);
+	assert_int_equal(parse(EVERYTHING, "--postcopy now", &args, &err), 0);
+	assert_int_equal(args.job.postcopy, FERRY_POSTCOPY_NOW);
+	assert_int_equal(parse(EVERYTHING, "--postcopy=on-stall", &args, &err), 0);
+	assert_int_equal(args.job.postcopy, FERRY_POSTCOPY_ON_STALL);
+	assert_int_equal(parse(EVERYTHING, "--postcopy after=3", &args, &err), 0);
+	assert_int_equal(args.job.postcopy, FERRY_POSTCOPY_AFTER);
+	assert_int_equal(args.job.postcopy_rounds, 3);
+	assert_int_equal(parse(EVERYTHING, "--on-stall postcopy", &args, &err), 0);
+	assert_int_equal(args.job.on_stall, FERRY_ON_STALL_POSTCOPY);
+}
+
 /* What belongs to another command is unknown; what belongs to all is not. */
 static void belongs_elsewhere(void **state)
 {
 	static const char *const sends[] = {
 		"--channels 1", "--max-bandwidth 1", "--downtime-limit 1", "--tracker none",
 		"--dma-barrier", "--verify", "--pause-before-switchover", "--on-stall wait",
-		"--keep-source", "--compress none", "--force-source", "--force-destination",
+		"--keep-source", "--compress none", "--postcopy now", "--force-source", "--force-destination",
 		"--fault-points",
 	};
 	struct ferry_error err;
@@ -195,7 +224,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(defaults), cmocka_unit_test(each_one),
 		cmocka_unit_test(words),    cmocka_unit_test(refused),
-		cmocka_unit_test(belongs_elsewhere),
+		cmocka_unit_test(postcopy), cmocka_unit_test(belongs_elsewhere),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

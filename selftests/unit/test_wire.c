@@ -65,7 +65,7 @@ static void hello_errors(void **state)
 		{ 36, 0, -EPROTO },	/* role */
 		{ 36, 3, -EPROTO },	/* role */
 		{ 37, 0, -EPROTO },	/* kind */
-		{ 37, 4, -EPROTO },	/* kind */
+		{ 37, 5, -EPROTO },	/* kind */
 		{ 38, 4, -EPROTO },	/* channel = channels */
 		{ 40, 65, -EPROTO },	/* channels */
 		{ 40, 0, -EPROTO },	/* multifd of no channels */
@@ -179,6 +179,15 @@ static void frame_bounds(void **state)
 		{ FERRY_WIRE_ASK, 0, 0 },
 		{ FERRY_WIRE_ANSWER, 4, 4 },
 		{ FERRY_WIRE_GUEST, 1, 71 },
+		{ FERRY_WIRE_CANNOT, 0, 1024 },
+		{ FERRY_WIRE_DISCARD, 16, 16 * 4096 },
+		{ FERRY_WIRE_POSTCOPY, 0, 0 },
+		{ FERRY_WIRE_RUNNING_LACKS, 8, 8 },
+		{ FERRY_WIRE_PLACED, 0, 0 },
+		{ FERRY_WIRE_RECEIVED, 16 + 8, 16 + 65536 },
+		{ FERRY_WIRE_RECEIVED_END, 8, 8 },
+		{ FERRY_WIRE_REQUEST, 12, 12 },
+		{ FERRY_WIRE_REQUEST_BLOCK, 16, 16 },
 	};
 	size_t i;
 
@@ -518,6 +527,98 @@ static void packet_check_many(void **state)
 	}
 }
 
+static const uint64_t run_blocks[] = { 100, 1ull << 33 };
+
+static void runs(void **state)
+{
+	static const struct ferry_wire_run good = { .first_page = 0x102030405, .pages = 7,
+						    .block = 1 };
+	static const uint8_t want[] = { 5, 4, 3, 2, 1, 0, 0, 0, 7, 0, 0, 0, 1, 0, 0, 0 };
+	static const struct {
+		struct ferry_wire_run run;
+		int want;
+	} bad[] = {
+		{ { 0, 0, 0 }, -EPROTO },
+		{ { 0, 1, 2 }, -ERANGE },
+		{ { 100, 1, 0 }, -ERANGE },
+		{ { 99, 2, 0 }, -ERANGE },
+		{ { UINT64_MAX, UINT32_MAX, 1 }, -ERANGE },
+		{ { 99, 1, 0 }, 0 },
+		{ { 0, 100, 0 }, 0 },
+		{ { (1ull << 33) - 1, 1, 1 }, 0 },
+	};
+	struct ferry_wire_run back;
+	uint8_t buf[FERRY_WIRE_RUN_BYTES];
+	size_t i;
+
+	(void)state;
+	ferry_wire_run_encode(&good, buf);
+	assert_memory_equal(buf, want, sizeof(want));
+	assert_int_equal(ferry_wire_run_decode(&back, buf, 16, run_blocks, 2), 0);
+	assert_memory_equal(&back, &good, sizeof(good));
+	assert_int_equal(ferry_wire_run_decode(&back, buf, 15, run_blocks, 2), -EMSGSIZE);
+	assert_int_equal(ferry_wire_run_decode(&back, buf, 17, run_blocks, 2), -EMSGSIZE);
+	buf[14] = 1;
+	assert_int_equal(ferry_wire_run_decode(&back, buf, 16, run_blocks, 2), -EPROTO);
+	for (i = 0; i < COUNT(bad); i++) {
+		ferry_wire_run_encode(&bad[i].run, buf);
+		assert_int_equal(ferry_wire_run_decode(&back, buf, 16, run_blocks, 2), bad[i].want);
+	}
+}
+
+static void requests(void **state)
+{
+	const struct ferry_wire_run good = { .first_page = 99, .pages = 1, .block = 0 };
+	struct ferry_wire_run back = { .block = 0 };
+	uint8_t buf[FERRY_WIRE_REQUEST_BYTES];
+
+	(void)state;
+	ferry_wire_request_encode(&good, buf);
+	assert_int_equal(ferry_wire_request_decode(&back, buf, 12, run_blocks, 2), 0);
+	assert_memory_equal(&back, &good, sizeof(good));
+	/* The same bytes mean another page when another block was named. */
+	back.block = 1;
+	assert_int_equal(ferry_wire_request_decode(&back, buf, 12, run_blocks, 2), 0);
+	assert_int_equal(back.block, 1);
+	back.block = 2;
+	assert_int_equal(ferry_wire_request_decode(&back, buf, 12, run_blocks, 2), -ERANGE);
+	back.block = 0;
+	buf[0] = 100;
+	assert_int_equal(ferry_wire_request_decode(&back, buf, 12, run_blocks, 2), -ERANGE);
+	assert_int_equal(ferry_wire_request_decode(&back, buf, 16, run_blocks, 2), -EMSGSIZE);
+}
+
+static void received(void **state)
+{
+	struct ferry_wire_received good = { .first_page = 64, .block = 0 }, back;
+	uint8_t buf[FERRY_WIRE_RECEIVED_BYTES + 16] = { 0 };
+
+	(void)state;
+	ferry_wire_received_encode(&good, buf);
+	memset(buf + 16, 0xff, 4);
+	buf[20] = 0x0f; /* pages 64..99: to the end of the block */
+	assert_int_equal(ferry_wire_received_decode(&back, buf, 24, run_blocks, 2), 0);
+	assert_int_equal(back.first_page, 64);
+	assert_int_equal(back.block, 0);
+	buf[20] = 0x1f;
+	assert_int_equal(ferry_wire_received_decode(&back, buf, 24, run_blocks, 2), -EPROTO);
+	assert_int_equal(ferry_wire_received_decode(&back, buf, 32, run_blocks, 2), -ERANGE);
+	assert_int_equal(ferry_wire_received_decode(&back, buf, 16, run_blocks, 2), -EMSGSIZE);
+	assert_int_equal(ferry_wire_received_decode(&back, buf, 23, run_blocks, 2), -EMSGSIZE);
+	buf[0] = 63;
+	assert_int_equal(ferry_wire_received_decode(&back, buf, 24, run_blocks, 2), -EPROTO);
+	buf[0] = 128;
+	assert_int_equal(ferry_wire_received_decode(&back, buf, 24, run_blocks, 2), -ERANGE);
+	good.block = 2;
+	ferry_wire_received_encode(&good, buf);
+	assert_int_equal(ferry_wire_received_decode(&back, buf, 24, run_blocks, 2), -ERANGE);
+	good.block = 1;
+	ferry_wire_received_encode(&good, buf);
+	assert_int_equal(ferry_wire_received_decode(&back, buf, 32, run_blocks, 2), 0);
+	buf[15] = 1;
+	assert_int_equal(ferry_wire_received_decode(&back, buf, 32, run_blocks, 2), -EPROTO);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -535,6 +636,9 @@ int main(void)
 		cmocka_unit_test(packet_check),
 		cmocka_unit_test(packet_check_unpacked),
 		cmocka_unit_test(packet_check_many),
+		cmocka_unit_test(runs),
+		cmocka_unit_test(requests),
+		cmocka_unit_test(received),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

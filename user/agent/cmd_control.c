@@ -107,6 +107,13 @@ int ferry_command_continue(const struct ferry_args *args)
 	return control_exit(control_send(args->operands[0], request_of("continue"), &err), &err);
 }
 
+int ferry_command_postcopy(const struct ferry_args *args)
+{
+	struct ferry_error err = { 0 };
+
+	return control_exit(control_send(args->operands[0], request_of("postcopy"), &err), &err);
+}
+
 int ferry_command_set(const struct ferry_args *args)
 {
 	struct json_object *request = request_of("set");

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include <errno.h>
+#include <json-c/json.h>
 #include <stdio.h>
 #include <string.h>
 
 #include "agent/command.h"
+#include "agent/control.h"
 #include "agent/guardian.h"
 #include "agent/runtime.h"
 #include "agent/store.h"
@@ -29,6 +31,20 @@ static int recover_check(const struct ferry_record *record, struct ferry_error *
 	return 0;
 }
 
+/* A process that is paused takes the word itself. Return: -ECONNREFUSED there is none. */
+static int recover_living(const struct ferry_args *args, struct ferry_error *err)
+{
+	struct json_object *request = json_object_new_object(), *ret = NULL;
+	int r;
+
+	json_object_object_add(request, "command", json_object_new_string("recover"));
+	if (args->count > 1)
+		json_object_object_add(request, "uri", json_object_new_string(args->operands[1]));
+	r = ferry_control_ask(args->operands[0], request, &ret, err);
+	json_object_put(ret);
+	return r;
+}
+
 int ferry_command_recover(const struct ferry_args *args)
 {
 	struct ferry_worker_params params = { .options = args->job, .recover = true };
@@ -42,6 +58,13 @@ int ferry_command_recover(const struct ferry_args *args)
 	if (r) {
 		ferry_log_error("%s", err.text);
 		return FERRY_EXIT_USAGE;
+	}
+	r = recover_living(args, &err);
+	if (!r)
+		return FERRY_EXIT_DONE;
+	if (r != -ECONNREFUSED) {
+		ferry_log_error("%s", err.text);
+		return FERRY_EXIT_FAILED;
 	}
 	r = ferry_store_load(args->operands[0], &params.record, &err);
 	if (!r)

@@ -111,6 +111,10 @@ static int resume_destination(struct ferry_job *job, bool force, struct ferry_er
 	case FERRY_PHASE_RUN_ACCEPTED:
 	case FERRY_PHASE_RAN:
 		return resume_own(job, err);
+	case FERRY_PHASE_RAN_LACKS:
+		return ferry_error_set(err, EPERM,
+				       "the guest of %s runs here and waits for memory that has not "
+				       "come: 'ferry recover %s' goes on if that is known still", id, id);
 	case FERRY_PHASE_OPEN:
 		snprintf(job->record.error, sizeof(job->record.error), "all its processes died");
 		r = ferry_job_phase(job, FERRY_PHASE_ABORTED, err);

@@ -72,7 +72,8 @@ struct json_object *ferry_control_status(const struct ferry_record *record, enum
 	const char *guest = "source";
 
 	ferry_uuid_format(record->uuid, uuid);
-	if (record->phase == FERRY_PHASE_RAN || record->phase == FERRY_PHASE_RUN_ACCEPTED)
+	if (record->phase == FERRY_PHASE_RAN || record->phase == FERRY_PHASE_RUN_ACCEPTED ||
+	    record->phase == FERRY_PHASE_RAN_LACKS)
 		guest = "destination";
 	else if (record->phase == FERRY_PHASE_COMMIT || record->phase == FERRY_PHASE_COMMIT_WAIT)
 		guest = "unknown";
@@ -81,7 +82,7 @@ struct json_object *ferry_control_status(const struct ferry_record *record, enum
 	json_object_object_add(o, "state", json_object_new_string(ferry_state_name(state)));
 	json_object_object_add(o, "phase", json_object_new_string(ferry_phase_name(record->phase)));
 	json_object_object_add(o, "guest", json_object_new_string(guest));
-	json_object_object_add(o, "mode", json_object_new_string("precopy"));
+	json_object_object_add(o, "mode", json_object_new_string(ferry_mode_name(stats->mode)));
 	json_object_object_add(o, "alive", json_object_new_boolean(alive));
 	json_object_object_add(o, "settled", json_object_new_boolean(record->settled));
 	json_object_object_add(o, "uuid", json_object_new_string(uuid));
@@ -152,6 +153,10 @@ struct json_object *ferry_control_reply(struct ferry_job *job, const char *line)
 		r = ferry_job_cancel(job, &err);
 	} else if (!strcmp(command, "continue")) {
 		r = ferry_job_go_on(job, &err);
+	} else if (!strcmp(command, "postcopy")) {
+		r = ferry_job_postcopy(job, &err);
+	} else if (!strcmp(command, "recover")) {
+		r = ferry_job_retry(job, control_text(request, "uri"), &err);
 	} else if (!strcmp(command, "set")) {
 		key = control_text(request, "key");
 		value = control_text(request, "value");

@@ -86,6 +86,24 @@ static int set_on_stall(struct ferry_args *a, const char *value, struct ferry_er
 	return 0;
 }
 
+static int set_postcopy(struct ferry_args *a, const char *value, struct ferry_error *err)
+{
+	uint64_t n;
+
+	if (!strcmp(value, "now")) {
+		a->job.postcopy = FERRY_POSTCOPY_NOW;
+	} else if (!strcmp(value, "on-stall")) {
+		a->job.postcopy = FERRY_POSTCOPY_ON_STALL;
+	} else if (!strncmp(value, "after=", 6) && !ferry_size_parse(value + 6, &n) && n) {
+		a->job.postcopy = FERRY_POSTCOPY_AFTER;
+		a->job.postcopy_rounds = n;
+	} else {
+		return ferry_error_set(err, EINVAL, "--postcopy %s: it takes now, after=ROUNDS (1 or "
+				       "more) or on-stall", value);
+	}
+	return 0;
+}
+
 static int set_timeout(struct ferry_args *a, const char *value, struct ferry_error *err)
 {
 	uint64_t n;
@@ -160,11 +178,13 @@ static const struct option_spec option_specs[] = {
 	  set_verify },
 	{ "--pause-before-switchover", NULL, FERRY_TAKES_SEND, "stop there until 'continue'",
 	  set_pause },
-	{ "--on-stall", "POLICY", FERRY_TAKES_SEND, "wait, throttle or cancel (wait)", set_on_stall },
+	{ "--on-stall", "POLICY", FERRY_TAKES_SEND, "wait, throttle, postcopy or cancel (wait)",
+	  set_on_stall },
 	{ "--keep-source", NULL, FERRY_TAKES_SEND, "leave the source VMM, stopped", set_keep },
 	{ "--compress", "NAME", FERRY_TAKES_SEND, "none, zstd or lz4 (none)", set_compress },
 	{ "--checksum", NULL, FERRY_TAKES_SEND, "of every run of pages on the wire", set_checksum },
-	{ "--postcopy", "WHEN", FERRY_TAKES_SEND, "not built yet", set_not_yet },
+	{ "--postcopy", "WHEN", FERRY_TAKES_SEND, "now, after=ROUNDS or on-stall (never)",
+	  set_postcopy },
 	{ "--release-ram", NULL, FERRY_TAKES_SEND, "not built yet", set_not_yet },
 	{ "--force-source", NULL, FERRY_TAKES_FORCE,
 	  "the destination is gone for good: run the guest here", set_force_source },
@@ -246,6 +266,11 @@ int ferry_options_parse(const char *command, unsigned int takes, int argc, char 
 			args->operands[args->count++] = argv[i];
 		}
 	}
+	if (args->job.verify && (args->job.postcopy != FERRY_POSTCOPY_NEVER ||
+				 args->job.on_stall == FERRY_ON_STALL_POSTCOPY))
+		return ferry_error_set(err, EINVAL, "--verify compares all of the memory before the "
+				       "guest runs at the destination; with postcopy it comes "
+				       "after: leave one of them out (--checksum goes with both)");
 	return 0;
 }
 

@@ -168,7 +168,7 @@ static void report_outcome_json(const struct ferry_record *record, const struct 
 	json_object_object_add(o, "id", json_object_new_string(record->id));
 	json_object_object_add(o, "state", json_object_new_string(ferry_state_name(out->state)));
 	json_object_object_add(o, "guest", json_object_new_string(ferry_where_name(out->where)));
-	json_object_object_add(o, "mode", json_object_new_string("precopy"));
+	json_object_object_add(o, "mode", json_object_new_string(ferry_mode_name(stats->mode)));
 	ferry_store_stats(o, stats);
 	json_object_object_add(o, "error", out->error.text[0] ?
 			       json_object_new_string(out->error.text) : NULL);

@@ -37,6 +37,19 @@ static void put_bool(struct json_object *o, const char *key, bool value)
 	json_object_object_add(o, key, json_object_new_boolean(value));
 }
 
+/* Up to the last bucket that is not empty. */
+static void put_histogram(struct json_object *o, const struct ferry_stats *st)
+{
+	struct json_object *list = json_object_new_array();
+	unsigned int i, n = FERRY_STATS_BUCKETS;
+
+	while (n && !st->fault_us[n - 1])
+		n--;
+	for (i = 0; i < n; i++)
+		json_object_array_add(list, json_object_new_uint64(st->fault_us[i]));
+	json_object_object_add(o, "fault_us", list);
+}
+
 void ferry_store_stats(struct json_object *o, const struct ferry_stats *st)
 {
 	put_u64(o, "total_ns", st->total_ns);
@@ -48,6 +61,14 @@ void ferry_store_stats(struct json_object *o, const struct ferry_stats *st)
 	put_u64(o, "zero_pages", st->zero_pages);
 	put_u64(o, "device_bytes", st->device_bytes);
 	put_u64(o, "faults", st->faults);
+	put_u64(o, "fault_pages", st->fault_pages);
+	put_u64(o, "missing_pages", st->missing_pages);
+	put_u64(o, "waiting", st->waiting);
+	put_u64(o, "blocktime_ns", st->blocktime_ns);
+	put_u64(o, "blocktime_max_ns", st->blocktime_max_ns);
+	put_u64(o, "fault_p50_us", ferry_stats_fault_us(st, 50));
+	put_u64(o, "fault_p99_us", ferry_stats_fault_us(st, 99));
+	put_histogram(o, st);
 	put_u64(o, "suspect_pages", st->suspect_pages);
 	put_u64(o, "suspect_copied", st->suspect_copied);
 	put_u64(o, "channels", st->channels);
@@ -76,11 +97,15 @@ static struct json_object *store_encode(const struct ferry_record *r)
 	put_bool(o, "disturbed_peer", r->disturbed_peer);
 	put_bool(o, "guest_paused", r->guest_paused);
 	put_bool(o, "keep_source", r->keep_source);
+	put_bool(o, "postcopy", r->postcopy);
+	put_u64(o, "codec", r->codec);
+	put_bool(o, "checksum", r->checksum);
 	put_u64(o, "timeout_ms", r->timeout_ms);
 	put_u64(o, "guardian", (uint64_t)r->guardian);
 	put_u64(o, "worker", (uint64_t)r->worker);
 	put_u64(o, "vmm", (uint64_t)r->vmm);
 	put_str(o, "error", r->error);
+	put_str(stats, "mode", ferry_mode_name(r->stats.mode));
 	ferry_store_stats(stats, &r->stats);
 	json_object_object_add(o, "stats", stats);
 	return o;
@@ -174,8 +199,24 @@ static int get_text(struct json_object *o, const char *key, char *to, size_t roo
 	return 0;
 }
 
+static void get_histogram(struct json_object *o, struct ferry_stats *st)
+{
+	struct json_object *list;
+	size_t i;
+
+	if (!json_object_object_get_ex(o, "fault_us", &list) ||
+	    !json_object_is_type(list, json_type_array))
+		return;
+	for (i = 0; i < json_object_array_length(list) && i < FERRY_STATS_BUCKETS; i++)
+		st->fault_us[i] = json_object_get_uint64(json_object_array_get_idx(list, i));
+}
+
 static void decode_stats(struct json_object *o, struct ferry_stats *st)
 {
+	const char *mode = get_str(o, "mode");
+	int m = mode ? ferry_mode_parse(mode) : -1;
+
+	st->mode = m < 0 ? FERRY_MODE_PRECOPY : (enum ferry_mode)m;
 	st->total_ns = get_u64(o, "total_ns");
 	st->downtime_ns = get_u64(o, "downtime_ns");
 	st->rounds = get_u64(o, "rounds");
@@ -185,6 +226,11 @@ static void decode_stats(struct json_object *o, struct ferry_stats *st)
 	st->zero_pages = get_u64(o, "zero_pages");
 	st->device_bytes = get_u64(o, "device_bytes");
 	st->faults = get_u64(o, "faults");
+	st->fault_pages = get_u64(o, "fault_pages");
+	st->missing_pages = get_u64(o, "missing_pages");
+	st->blocktime_ns = get_u64(o, "blocktime_ns");
+	st->blocktime_max_ns = get_u64(o, "blocktime_max_ns");
+	get_histogram(o, st);
 	st->suspect_pages = get_u64(o, "suspect_pages");
 	st->suspect_copied = get_u64(o, "suspect_copied");
 	st->channels = (uint32_t)get_u64(o, "channels");
@@ -233,6 +279,9 @@ static int store_decode(struct json_object *o, struct ferry_record *r)
 	r->disturbed_peer = get_bool(o, "disturbed_peer");
 	r->guest_paused = get_bool(o, "guest_paused");
 	r->keep_source = get_bool(o, "keep_source");
+	r->postcopy = get_bool(o, "postcopy");
+	r->codec = (uint8_t)get_u64(o, "codec");
+	r->checksum = get_bool(o, "checksum");
 	r->timeout_ms = (uint32_t)get_u64(o, "timeout_ms");
 	r->guardian = (pid_t)get_u64(o, "guardian");
 	r->worker = (pid_t)get_u64(o, "worker");

@@ -120,6 +120,20 @@ static int worker_hold(void *ctx, const char *name, int fd, struct ferry_error *
 	return 0;
 }
 
+static int worker_held(void *ctx, const char *name)
+{
+	struct worker *w = ctx;
+	unsigned int i;
+	int fd = -1;
+
+	pthread_mutex_lock(&w->lock);
+	for (i = 0; i < w->held_count; i++)
+		if (!strcmp(w->held[i].name, name))
+			fd = fcntl(w->held[i].fd, F_DUPFD_CLOEXEC, 0);
+	pthread_mutex_unlock(&w->lock);
+	return fd;
+}
+
 static void worker_state(void *ctx, enum ferry_state state)
 {
 	struct worker *w = ctx;
@@ -228,7 +242,7 @@ static void worker_take_signal(struct worker *w)
 
 	if (read(w->signal_fd, &info, sizeof(info)) != sizeof(info))
 		return;
-	if (ferry_job_cancel(&w->job, &err) == -EBUSY)
+	if (ferry_job_cancel(&w->job, &err) == -EBUSY && ferry_job_leave(&w->job))
 		ferry_log_warn("%s", err.text);
 }
 
@@ -292,6 +306,8 @@ static int worker_start(struct worker *w, struct ferry_worker_params *params,
 	w->signal_fd = worker_signals();
 	ferry_job_init(&w->job, hooks);
 	w->job.record = params->record;
+	/* A new one's are all zero; one that takes over goes on with what was counted. */
+	w->job.stats = params->record.stats;
 	w->job.options = params->options;
 	for (i = 0; i < params->held_count; i++) {
 		w->held[i] = params->held[i];
@@ -327,6 +343,7 @@ int ferry_worker_main(struct ferry_worker_params *params)
 	const struct ferry_job_hooks hooks = {
 		.save = worker_save,
 		.hold = worker_hold,
+		.held = worker_held,
 		.state = worker_state,
 		.listening = worker_listening,
 		.ctx = &w,

@@ -12,7 +12,7 @@
  * SOCK_SEQPACKET pair, which descriptors to keep ("hold NAME" with the
  * descriptor attached), which no longer ("drop NAME") and how it ended ("done EXIT-CODE").
  */
-#define FERRY_WORKER_MAX_HELD 8
+#define FERRY_WORKER_MAX_HELD 16
 #define FERRY_WORKER_NAME 16
 
 struct ferry_worker_held {

@@ -17,7 +17,8 @@
  *   one such stop before the bulk round. With --dma-barrier each scan is made
  *   between stop and cont instead.
  * - Holes. A page punched while clean is not reported. After the final stop every
- *   page ever sent as data that is a hole now is sent as zero.
+ *   page ever sent as data that is a hole now is sent as zero. Holes are looked for
+ *   before each scan, so that the guest need not stand still for it.
  * - A tracker whose get-and-clear is not atomic (soft-dirty) is only asked while
  *   the guest is stopped.
  */
@@ -78,6 +79,8 @@ int ferry_copy_init(struct ferry_copy *copy, struct ferry_job *job, struct ferry
 	r = ferry_bitmap_init(&copy->pending, ram);
 	if (!r)
 		r = ferry_bitmap_init(&copy->sent, ram);
+	if (!r)
+		r = ferry_holes_init(&copy->holes, ram);
 	if (r)
 		ferry_error_set(err, -r, "no memory for the page bitmaps");
 	return r;
@@ -439,6 +442,9 @@ int ferry_copy_collect(struct ferry_copy *copy, struct ferry_error *err)
 
 	if (!copy->tracker)
 		return 0;
+	r = ferry_holes_look(&copy->holes, err);
+	if (r)
+		return r;
 	/* The suspects of earlier rounds were all sent: a barrier makes them comparable. */
 	if (copy->suspect && copy_too_many_suspects(copy)) {
 		r = copy_barrier(copy, NULL, err);
@@ -504,7 +510,6 @@ static int copy_queue_holes(struct ferry_copy *copy, struct ferry_error *err)
 {
 	struct ferry_bitmap_run run = { 0 };
 	struct ferry_bitmap holes;
-	unsigned int i;
 	int r;
 
 	if (copy_rule_off("FERRY_TEST_NO_HOLES"))
@@ -513,25 +518,23 @@ static int copy_queue_holes(struct ferry_copy *copy, struct ferry_error *err)
 	if (r)
 		return ferry_error_set(err, -r, "no memory for the bitmap of holes");
 	ferry_bitmap_or(&holes, &copy->sent);
-	for (i = 0; i < copy->ram->count; i++) {
-		const struct ferry_ram_block *b = &copy->ram->blocks[i];
-		uint64_t end = ferry_ram_block_pages(b), page = 0, pages;
-
-		while ((r = ferry_sparse_next(b, &page, &pages, end)) > 0) {
-			ferry_bitmap_clear(&holes, i, page, pages);
-			page += pages;
-		}
-		if (r) {
-			ferry_error_set(err, -r, "cannot look for holes in block %s: %s", b->name,
-					strerror(-r));
-			goto out;
-		}
-	}
+	r = ferry_holes_find(&copy->holes, &holes, err);
 	while (!r && ferry_bitmap_next_run(&holes, &run, 0))
 		r = ferry_multifd_send_queue(copy->pool, run.block, run.first_page, run.pages,
 					     true, err);
-out:
 	ferry_bitmap_free(&holes);
+	return r;
+}
+
+int ferry_copy_last_look(struct ferry_copy *copy, struct ferry_error *err)
+{
+	int r;
+
+	if (!copy->tracker)
+		return 0;
+	r = copy_collect_now(copy, err);
+	if (!r && copy->suspect)
+		r = copy_settle(copy, err);
 	return r;
 }
 
@@ -544,9 +547,7 @@ int ferry_copy_final(struct ferry_copy *copy, struct ferry_error *err)
 		r = copy_queue_data(copy, &queued, err);
 		return r;
 	}
-	r = copy_collect_now(copy, err);
-	if (!r && copy->suspect)
-		r = copy_settle(copy, err);
+	r = ferry_copy_last_look(copy, err);
 	if (!r)
 		r = copy_queue_pending(copy, err);
 	if (!r)
@@ -574,4 +575,5 @@ void ferry_copy_close(struct ferry_copy *copy)
 	copy->suspect = NULL;
 	ferry_bitmap_free(&copy->pending);
 	ferry_bitmap_free(&copy->sent);
+	ferry_holes_free(&copy->holes);
 }

@@ -9,6 +9,7 @@
 #include "dirty/dirty.h"
 #include "dirty/suspect.h"
 #include "engine/converge.h"
+#include "engine/holes.h"
 #include "engine/job.h"
 #include "engine/link.h"
 #include "guest/guest.h"
@@ -37,6 +38,7 @@ struct ferry_copy {
 
 	struct ferry_bitmap pending; /* collected, not sent */
 	struct ferry_bitmap sent;    /* sent once as data: the destination may hold bytes there */
+	struct ferry_holes holes;
 	struct ferry_suspect *suspect; /* NULL until direct I/O is possible */
 	bool barriers;		       /* DMA is answered by a barrier at each scan */
 	struct ferry_converge converge;
@@ -72,6 +74,9 @@ struct ferry_converge_verdict ferry_copy_decide(struct ferry_copy *copy);
 
 /** ferry_copy_round() - send pending, and wait until the destination has loaded it. */
 int ferry_copy_round(struct ferry_copy *copy, struct ferry_error *err);
+
+/** ferry_copy_last_look() - the guest is stopped and saved: all that changed is pending. */
+int ferry_copy_last_look(struct ferry_copy *copy, struct ferry_error *err);
 
 /** ferry_copy_final() - the guest is stopped and saved: queue all that is still missing. */
 int ferry_copy_final(struct ferry_copy *copy, struct ferry_error *err);

@@ -9,6 +9,8 @@
  *
  *   open          the source owns the guest: we end
  *   commit-wait   nobody may move: wait for the source to come back, then for a person
+ *   ran-lacks     the guest is ours and pages are missing: wait for the source, for ever if
+ *                 need be (postcopy-paused); when all are here it is "ran"
  *   ran           the guest is ours: answer the source's question until it says ACK
  *   refused,
  *   aborted       the guest is never ours: answer for a while, then end
@@ -88,6 +90,8 @@ static void destination_init(struct ferry_destination *d, struct ferry_job *job)
 	d->listen_fd = -1;
 	d->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	d->main_fd = -1;
+	d->fault_fd = -1;
+	ferry_incoming_init(&d->incoming, job, d->wake_fd);
 	for (i = 0; i < FERRY_WIRE_MAX_CHANNELS; i++)
 		d->channel_fds[i] = -1;
 	ferry_ram_init(&d->ram);
@@ -97,12 +101,10 @@ static void destination_init(struct ferry_destination *d, struct ferry_job *job)
 
 static void destination_free(struct ferry_destination *d)
 {
-	unsigned int i;
-
 	ferry_job_interrupt(d->job, NULL, NULL);
 	ferry_destination_set_pool(d, NULL);
-	for (i = 0; i < FERRY_WIRE_MAX_CHANNELS; i++)
-		ferry_io_close(&d->channel_fds[i]);
+	ferry_incoming_free(&d->incoming);
+	ferry_destination_drop_channels(d);
 	ferry_destination_set_main(d, -1);
 	ferry_lobby_clear(&d->lobby);
 	ferry_io_close(&d->listen_fd);
@@ -166,134 +168,6 @@ static int destination_attach(struct ferry_destination *d, struct ferry_error *e
 	return 0;
 }
 
-/* A new migration: take its uuid. Return: the status to answer. */
-static enum ferry_wire_status take_main(struct ferry_destination *d,
-					const struct ferry_wire_hello *hello, int fd,
-					struct ferry_error *err)
-{
-	struct ferry_record *record = &d->job->record;
-
-	if (d->main_fd >= 0 || record->epoch || record->phase != FERRY_PHASE_OPEN)
-		return FERRY_WIRE_STATUS_BUSY;
-	if (!hello->channels || hello->channels > FERRY_WIRE_MAX_CHANNELS || !hello->epoch)
-		return FERRY_WIRE_STATUS_CHANNEL;
-	memcpy(record->uuid, hello->uuid, sizeof(record->uuid));
-	record->epoch = hello->epoch;
-	if (ferry_job_save(d->job, err)) {
-		record->epoch = 0;
-		return FERRY_WIRE_STATUS_BUSY;
-	}
-	d->channels = hello->channels;
-	pthread_mutex_lock(&d->job->lock);
-	d->job->stats.channels = hello->channels;
-	pthread_mutex_unlock(&d->job->lock);
-	ferry_destination_set_main(d, fd);
-	return FERRY_WIRE_STATUS_OK;
-}
-
-static enum ferry_wire_status take_channel(struct ferry_destination *d,
-					   const struct ferry_wire_hello *hello, int fd)
-{
-	const struct ferry_record *record = &d->job->record;
-
-	if (!record->epoch || memcmp(hello->uuid, record->uuid, sizeof(record->uuid)))
-		return FERRY_WIRE_STATUS_UUID;
-	if (hello->epoch != record->epoch)
-		return FERRY_WIRE_STATUS_EPOCH;
-	if (!d->bitmap_ready || d->pool || hello->channel >= d->channels ||
-	    d->channel_fds[hello->channel] >= 0)
-		return FERRY_WIRE_STATUS_CHANNEL;
-	d->channel_fds[hello->channel] = fd;
-	return FERRY_WIRE_STATUS_OK;
-}
-
-/* The source is back. The raised epoch is durable before it is answered. */
-static enum ferry_wire_status take_recover(struct ferry_destination *d,
-					   const struct ferry_wire_hello *hello, int fd,
-					   struct ferry_error *err)
-{
-	struct ferry_record *record = &d->job->record;
-	uint32_t before = record->epoch;
-
-	if (!before || memcmp(hello->uuid, record->uuid, sizeof(record->uuid)))
-		return FERRY_WIRE_STATUS_UUID;
-	if (hello->epoch <= before)
-		return FERRY_WIRE_STATUS_EPOCH;
-	record->epoch = hello->epoch;
-	if (ferry_job_save(d->job, err)) {
-		record->epoch = before;
-		return FERRY_WIRE_STATUS_BUSY;
-	}
-	ferry_destination_set_main(d, fd);
-	return FERRY_WIRE_STATUS_OK;
-}
-
-static int all_channels_there(struct ferry_destination *d)
-{
-	unsigned int i;
-
-	for (i = 0; i < d->channels; i++)
-		if (d->channel_fds[i] < 0)
-			return 0;
-	return d->channels > 0;
-}
-
-static int destination_start_pool(struct ferry_destination *d, struct ferry_error *err)
-{
-	struct ferry_multifd_recv_params params = {
-		.fds = d->channel_fds,
-		.channels = d->channels,
-		.ram = &d->ram,
-		.received = &d->received,
-		.codec = d->config.codec,
-		.checksum = d->config.flags & FERRY_WIRE_CONFIG_CHECKSUM,
-	};
-	struct ferry_multifd_recv *pool;
-	unsigned int i;
-	int r = ferry_multifd_recv_create(&params, &pool, err);
-
-	if (r)
-		return r;
-	ferry_destination_set_pool(d, pool);
-	for (i = 0; i < d->channels; i++)
-		d->channel_fds[i] = -1; /* the pool's now */
-	return ferry_job_move(d->job, FERRY_STATE_ACTIVE, err);
-}
-
-/* Somebody said HELLO. Return: 0, or -errno that ends the migration. */
-static int destination_newcomer(struct ferry_destination *d, const struct ferry_wire_hello *hello,
-				int fd, struct ferry_error *err)
-{
-	enum ferry_wire_status status = FERRY_WIRE_STATUS_UUID;
-	int r;
-
-	switch (hello->kind) {
-	case FERRY_WIRE_KIND_MAIN:
-		status = take_main(d, hello, fd, err);
-		break;
-	case FERRY_WIRE_KIND_MULTIFD:
-		status = take_channel(d, hello, fd);
-		break;
-	case FERRY_WIRE_KIND_RECOVER:
-		status = take_recover(d, hello, fd, err);
-		break;
-	}
-	/* A failed answer shows up as a lost connection. */
-	r = ferry_lobby_answer(fd, hello, status);
-	if (status != FERRY_WIRE_STATUS_OK) {
-		ferry_log_debug("a connection was refused: %s", ferry_wire_status_text(status));
-		close(fd);
-		return 0;
-	}
-	if (r)
-		return 0;
-	if (hello->kind == FERRY_WIRE_KIND_MAIN)
-		return ferry_fault_point("hello", err);
-	if (hello->kind == FERRY_WIRE_KIND_MULTIFD && all_channels_there(d))
-		return destination_start_pool(d, err);
-	return 0;
-}
-
 /* When the loop should stop waiting for the source in this phase. */
 static uint64_t destination_deadline_ns(const struct ferry_destination *d)
 {
@@ -301,6 +175,9 @@ static uint64_t destination_deadline_ns(const struct ferry_destination *d)
 
 	if (!d->job->record.epoch)
 		return FERRY_CLOCK_NEVER; /* no source has come yet */
+	/* The guest runs and lacks pages: whoever brings them is welcome at any time. */
+	if (d->main_fd < 0 && d->job->record.phase == FERRY_PHASE_RAN_LACKS)
+		return FERRY_CLOCK_NEVER;
 	/* The guest runs; only the source's question is still to be answered. */
 	if (d->main_fd < 0 && d->job->record.phase == FERRY_PHASE_RAN) {
 		limit_ns *= DESTINATION_LINGER_TIMES;
@@ -308,6 +185,39 @@ static uint64_t destination_deadline_ns(const struct ferry_destination *d)
 			limit_ns = DESTINATION_LINGER_NS;
 	}
 	return d->heard_ns + limit_ns;
+}
+
+/* The guest runs here and lacks nothing any more. */
+static bool destination_is_whole(const struct ferry_destination *d)
+{
+	return d->job->record.phase == FERRY_PHASE_RAN_LACKS &&
+	       ferry_incoming_armed(&d->incoming) && !ferry_incoming_missing(&d->incoming);
+}
+
+/* All is here: nobody needs to wait for anything. */
+static void destination_end_armed(struct ferry_destination *d)
+{
+	if (!ferry_incoming_armed(&d->incoming))
+		return;
+	ferry_destination_set_pool(d, NULL);
+	ferry_incoming_end(&d->incoming);
+}
+
+/* It is like any other guest from here on; that is recorded before the source is told. */
+static int destination_placed(struct ferry_destination *d)
+{
+	struct ferry_error err = { 0 };
+	int r;
+
+	if (ferry_job_phase(d->job, FERRY_PHASE_RAN, &err)) {
+		ferry_log_warn("%s", err.text);
+		d->job->record.phase = FERRY_PHASE_RAN;
+	}
+	ferry_fault_point("placed", NULL);
+	/* Before the channels are closed: that would look like a lost link. */
+	r = ferry_destination_send(d, FERRY_WIRE_PLACED, NULL, 0);
+	destination_end_armed(d);
+	return r;
 }
 
 /* One event. Return: 0; -ECONNRESET the main channel is lost; -ETIMEDOUT; -errno the end. */
@@ -322,6 +232,8 @@ static int destination_step(struct ferry_destination *d, struct ferry_error *err
 
 		if (read(d->wake_fd, &times, sizeof(times)) < 0)
 			ferry_log_debug("woken up for nothing");
+		if (destination_is_whole(d))
+			return destination_placed(d);
 		r = 0;
 		if (!ferry_job_cancelled(d->job))
 			return 0;
@@ -331,7 +243,7 @@ static int destination_step(struct ferry_destination *d, struct ferry_error *err
 	if (r < 0)
 		return r;
 	if (r == 1)
-		return destination_newcomer(d, &hello, fd, err);
+		return ferry_destination_newcomer(d, &hello, fd, err);
 	return ferry_destination_frame(d, err);
 }
 
@@ -343,6 +255,15 @@ static void destination_advice(struct ferry_destination *d, struct ferry_outcome
 	out->where = FERRY_WHERE_UNKNOWN;
 	out->exit_code = 3;
 	ferry_job_save(d->job, NULL);
+	if (d->job->record.phase == FERRY_PHASE_RAN_LACKS) {
+		out->state = FERRY_STATE_POSTCOPY_PAUSED;
+		out->where = FERRY_WHERE_DESTINATION;
+		snprintf(out->advice, sizeof(out->advice),
+			 "the guest runs here and waits for memory that only the source has; the "
+			 "process that could take it in has ended, and with it what is known of the "
+			 "pages that are here: the guest can only be started again from its disks");
+		return;
+	}
 	if (d->job->record.phase != FERRY_PHASE_COMMIT_WAIT) {
 		snprintf(out->advice, sizeof(out->advice),
 			 "the source has handed the guest over and never runs it again; whether it "
@@ -400,6 +321,16 @@ static void destination_fail(struct ferry_destination *d, struct ferry_error *wh
 	pthread_mutex_unlock(&job->lock);
 }
 
+/* The guest runs here, and pages are missing. */
+static void destination_page(struct ferry_destination *d, struct ferry_outcome *out)
+{
+	if (ferry_job_state(d->job) == FERRY_STATE_COMMIT_WAIT)
+		ferry_job_move(d->job, FERRY_STATE_POSTCOPY_ACTIVE, NULL);
+	out->where = FERRY_WHERE_DESTINATION;
+	ferry_incoming_started(&d->incoming, !d->job->record.guest_paused);
+	ferry_incoming_stats(&d->incoming);
+}
+
 /* The guest is owned here. */
 static void destination_own(struct ferry_destination *d, struct ferry_outcome *out)
 {
@@ -407,11 +338,24 @@ static void destination_own(struct ferry_destination *d, struct ferry_outcome *o
 
 	if (ferry_job_state(d->job) == FERRY_STATE_COMPLETED)
 		return;
+	/* All came in the very moment that the link was lost. */
+	if (ferry_job_state(d->job) == FERRY_STATE_POSTCOPY_PAUSED)
+		ferry_job_move(d->job, FERRY_STATE_POSTCOPY_RECOVER_SETUP, NULL);
+	if (ferry_job_state(d->job) == FERRY_STATE_POSTCOPY_RECOVER_SETUP)
+		ferry_job_move(d->job, FERRY_STATE_POSTCOPY_RECOVER, NULL);
+	if (ferry_job_state(d->job) == FERRY_STATE_POSTCOPY_RECOVER)
+		ferry_job_move(d->job, FERRY_STATE_POSTCOPY_ACTIVE, NULL);
+	destination_end_armed(d);
+	pthread_mutex_lock(&d->job->lock);
+	d->job->stats.missing_pages = 0;
+	pthread_mutex_unlock(&d->job->lock);
 	out->state = FERRY_STATE_COMPLETED;
 	out->where = FERRY_WHERE_DESTINATION;
 	out->exit_code = 0;
 	out->error.text[0] = 0; /* of an earlier try */
 	ferry_job_move(d->job, FERRY_STATE_COMPLETED, NULL);
+	if (ferry_destination_open(d, &err))
+		ferry_log_warn("the guest runs here, but its VMM is not as it was: %s", err.text);
 	if (!d->guest)
 		return;
 	if (!d->job->record.guest_paused)
@@ -467,6 +411,11 @@ static bool destination_take_error(struct ferry_destination *d, int r, struct fe
 		ferry_destination_set_main(d, -1);
 		return false;
 	}
+	if (phase == FERRY_PHASE_RAN_LACKS) {
+		/* Till the source is back, or a person brings it back. */
+		ferry_destination_pause(d);
+		return false;
+	}
 	if ((phase == FERRY_PHASE_REFUSED || phase == FERRY_PHASE_ABORTED) && !out->exit_code) {
 		out->error = *err;
 		out->state = FERRY_STATE_FAILED;
@@ -489,6 +438,8 @@ static void destination_loop(struct ferry_destination *d, struct ferry_outcome *
 
 		if (d->job->record.phase == FERRY_PHASE_RAN)
 			destination_own(d, out);
+		if (d->job->record.phase == FERRY_PHASE_RAN_LACKS)
+			destination_page(d, out);
 		if (r && destination_take_error(d, r, &err, out))
 			break;
 	}
@@ -533,16 +484,41 @@ void ferry_destination_run(struct ferry_job *job, struct ferry_outcome *out)
 	destination_end(&d, out);
 }
 
+/* Another worker had armed the guest's memory: go on with that. */
+static int destination_adopt(struct ferry_destination *d, struct ferry_error *err)
+{
+	struct ferry_job *job = d->job;
+	enum ferry_phase phase = job->record.phase;
+	int fd = job->hooks->held ? job->hooks->held(job->hooks->ctx, "layout") : -1;
+	int r;
+
+	if (fd < 0 && phase != FERRY_PHASE_RAN_LACKS)
+		return 0;
+	ferry_io_close(&fd);
+	if (phase != FERRY_PHASE_RAN_LACKS && phase != FERRY_PHASE_RUN_ACCEPTED &&
+	    phase != FERRY_PHASE_COMMIT_WAIT && phase != FERRY_PHASE_RAN)
+		return 0;
+	r = ferry_incoming_adopt(&d->incoming, &d->ram, err);
+	if (r)
+		return r;
+	d->config = d->incoming.config;
+	d->adopted = true;
+	return 0;
+}
+
 void ferry_destination_recover(struct ferry_job *job, struct ferry_outcome *out)
 {
+	enum ferry_state state = FERRY_STATE_COMMIT_WAIT;
 	struct ferry_error err = { 0 };
 	struct ferry_destination d;
 	int r;
 
 	memset(out, 0, sizeof(*out));
 	destination_init(&d, job);
-	__atomic_store_n(&job->state, FERRY_STATE_COMMIT_WAIT, __ATOMIC_RELEASE);
-	job->record.state = FERRY_STATE_COMMIT_WAIT;
+	if (job->record.phase == FERRY_PHASE_RAN_LACKS)
+		state = FERRY_STATE_POSTCOPY_PAUSED;
+	__atomic_store_n(&job->state, state, __ATOMIC_RELEASE);
+	job->record.state = state;
 	pthread_mutex_lock(&job->lock);
 	job->committed = job->record.phase != FERRY_PHASE_COMMIT_WAIT;
 	job->stats = job->record.stats;
@@ -558,15 +534,23 @@ void ferry_destination_recover(struct ferry_job *job, struct ferry_outcome *out)
 		destination_free(&d);
 		return;
 	}
+	r = destination_adopt(&d, &err);
+	if (r) {
+		out->error = err;
+		destination_advice(&d, out);
+		destination_free(&d);
+		return;
+	}
 	/* Once all was settled the VMM may be anybody's: only questions are answered. */
-	if (!job->record.settled &&
+	if (!job->record.settled && !d.adopted &&
 	    ferry_open_guest(job, FERRY_GUEST_DESTINATION, &d.guest, &err)) {
 		ferry_log_warn("the VMM here cannot be reached: %s", err.text);
 		d.guest = NULL;
 	}
 	d.heard_ns = ferry_clock_ns();
 	/* Accepted, and maybe started: starting it again is harmless. */
-	if (job->record.phase == FERRY_PHASE_RUN_ACCEPTED && ferry_destination_start(&d, &err))
+	if (job->record.phase == FERRY_PHASE_RUN_ACCEPTED && !d.adopted &&
+	    ferry_destination_start(&d, &err))
 		ferry_log_error("the guest was accepted here and cannot be started: %s", err.text);
 	if (job->record.phase == FERRY_PHASE_RAN)
 		destination_own(&d, out);

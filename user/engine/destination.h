@@ -7,6 +7,7 @@
 #include <stdint.h>
 
 #include "base/error.h"
+#include "engine/incoming.h"
 #include "engine/job.h"
 #include "engine/lobby.h"
 #include "guest/guest.h"
@@ -28,6 +29,8 @@ struct ferry_destination {
 	uint64_t heard_ns;    /* when the main channel last said something, or was lost */
 	uint16_t channels;
 	int channel_fds[FERRY_WIRE_MAX_CHANNELS]; /* -1 not there yet */
+	int fault_fd; /* -1 not there yet, or taken over */
+	struct ferry_incoming incoming;
 	struct ferry_bitmap received;
 	bool bitmap_ready;
 	struct ferry_multifd_recv *pool; /* changed with job->lock held */
@@ -36,6 +39,8 @@ struct ferry_destination {
 	char kind[FERRY_WIRE_MAX_GUEST + 1]; /* of the guest at the source; "" is "qmp" */
 	uint8_t *state; /* device state, between PACKAGE and PING */
 	size_t state_bytes;
+	bool adopted; /* armed by an earlier worker */
+	bool asked; /* recovery: the source was told which pages are here */
 	bool done; /* ACK came, or nothing more will */
 };
 
@@ -51,6 +56,16 @@ int ferry_destination_frame(struct ferry_destination *d, struct ferry_error *err
 int ferry_destination_send(struct ferry_destination *d, enum ferry_wire_type type,
 			   const void *body, uint32_t length);
 
+/** ferry_destination_newcomer() - somebody said HELLO. Return: 0; -errno ends the migration. */
+int ferry_destination_newcomer(struct ferry_destination *d, const struct ferry_wire_hello *hello,
+			       int fd, struct ferry_error *err);
+
+/** ferry_destination_drop_channels() - those that wait for others. */
+void ferry_destination_drop_channels(struct ferry_destination *d);
+
+/** ferry_destination_pause() - pages are missing and the link is lost; the guest goes on. */
+void ferry_destination_pause(struct ferry_destination *d);
+
 /** ferry_destination_set_main() - another main channel, or none (-1); the old one is closed. */
 void ferry_destination_set_main(struct ferry_destination *d, int fd);
 
@@ -65,6 +80,9 @@ void ferry_destination_set_pool(struct ferry_destination *d, struct ferry_multif
  * recorded.
  */
 int ferry_destination_accept_run(struct ferry_destination *d, struct ferry_error *err);
+
+/** ferry_destination_open() - the VMM, in a worker that took over: it could not ask one that waited. */
+int ferry_destination_open(struct ferry_destination *d, struct ferry_error *err);
 
 /**
  * ferry_destination_start() - start an accepted guest, and record that before anybody is told

@@ -17,6 +17,7 @@
 #include "engine/destination.h"
 #include "engine/fault_points.h"
 #include "engine/link.h"
+#include "engine/open.h"
 #include "ram/hash.h"
 #include "xport/frame.h"
 
@@ -126,6 +127,25 @@ static int match_blocks(struct ferry_destination *d, const struct ferry_wire_blo
 	return 0;
 }
 
+/* The source may switch to postcopy: now is the time to say that it cannot be. */
+static int advise(struct ferry_destination *d, struct ferry_error *err)
+{
+	struct ferry_error why = { 0 };
+	int r;
+
+	if (!(d->config.flags & FERRY_WIRE_CONFIG_POSTCOPY))
+		return 0;
+	r = ferry_incoming_advise(&d->incoming, d->guest, &d->ram, &d->config, &why);
+	if (!r)
+		return 0;
+	ferry_error_prefix(&why, "the destination cannot do postcopy");
+	if (d->config.flags & FERRY_WIRE_CONFIG_POSTCOPY_NEEDED) {
+		*err = why;
+		return r;
+	}
+	return ferry_destination_send(d, FERRY_WIRE_CANNOT, why.text, (uint32_t)strlen(why.text));
+}
+
 static int on_blocks(struct ferry_destination *d, const uint8_t *body, uint32_t length,
 		     struct ferry_error *err)
 {
@@ -149,7 +169,9 @@ static int on_blocks(struct ferry_destination *d, const uint8_t *body, uint32_t 
 	free(blocks);
 	if (r)
 		return r;
-	r = d->guest->ops->prepare(d->guest, err);
+	r = advise(d, err);
+	if (!r)
+		r = d->guest->ops->prepare(d->guest, err);
 	if (!r)
 		r = ferry_ram_punch(&d->ram, err);
 	if (r)
@@ -189,6 +211,33 @@ static int on_flush(struct ferry_destination *d, const uint8_t *body, uint32_t l
 	return r ? r : send_u32(d, FERRY_WIRE_FLUSHED, round);
 }
 
+static int on_discard(struct ferry_destination *d, const uint8_t *body, uint32_t length,
+		      struct ferry_error *err)
+{
+	if (!d->pool || !d->job->stats.rounds || d->state)
+		return ferry_error_set(err, EPROTO, "the source sent DISCARD out of order");
+	return ferry_incoming_discard(&d->incoming, body, length, err);
+}
+
+static int on_postcopy(struct ferry_destination *d, const uint8_t *body, uint32_t length,
+		       struct ferry_error *err)
+{
+	int r;
+
+	(void)body;
+	(void)length;
+	if (!d->pool || !d->job->stats.rounds || d->state)
+		return ferry_error_set(err, EPROTO, "the source sent POSTCOPY out of order");
+	r = ferry_incoming_listen(&d->incoming, d->pool, d->fault_fd, err);
+	if (r)
+		return r;
+	d->fault_fd = -1;
+	pthread_mutex_lock(&d->job->lock);
+	d->job->stats.mode = d->job->stats.rounds > 1 ? FERRY_MODE_HYBRID : FERRY_MODE_POSTCOPY;
+	pthread_mutex_unlock(&d->job->lock);
+	return ferry_fault_point("listening", err);
+}
+
 static int on_hashes(struct ferry_destination *d, const uint8_t *body, uint32_t length,
 		     struct ferry_error *err)
 {
@@ -223,7 +272,8 @@ static int on_package(struct ferry_destination *d, const uint8_t *body, uint32_t
 {
 	int r;
 
-	if (!d->pool || d->state || !d->job->stats.rounds)
+	if (!d->pool || d->state || !d->job->stats.rounds ||
+	    d->incoming.step == FERRY_INCOMING_DISCARD)
 		return ferry_error_set(err, EPROTO, "the source sent PACKAGE out of order");
 	d->state = malloc(length ? length : 1);
 	if (!d->state)
@@ -235,8 +285,29 @@ static int on_package(struct ferry_destination *d, const uint8_t *body, uint32_t
 	pthread_mutex_lock(&d->job->lock);
 	d->job->stats.device_bytes = length;
 	pthread_mutex_unlock(&d->job->lock);
-	r = ferry_job_move(d->job, FERRY_STATE_DEVICE, err);
+	r = ferry_job_move(d->job, ferry_incoming_armed(&d->incoming) ? FERRY_STATE_POSTCOPY_DEVICE :
+								       FERRY_STATE_DEVICE, err);
 	return r ? r : ferry_fault_point("package-received", err);
+}
+
+/* Loading touches guest memory: pages that are missing come meanwhile. */
+static int load_state(struct ferry_destination *d, struct ferry_error *err)
+{
+	bool armed = ferry_incoming_armed(&d->incoming);
+	struct ferry_error lost = { 0 };
+	int r, ended = 0;
+
+	if (armed)
+		ferry_incoming_load_begins(&d->incoming);
+	r = d->guest->ops->load(d->guest, d->state, d->state_bytes, err);
+	free(d->state);
+	d->state = NULL;
+	if (armed)
+		ended = ferry_incoming_load_ends(&d->incoming, &lost);
+	if (!ended)
+		return r;
+	*err = lost;
+	return ended;
 }
 
 /* All is here: load, and record that we wait for RUN before anybody is told so. */
@@ -246,11 +317,10 @@ static int load_and_wait(struct ferry_destination *d, struct ferry_error *err)
 
 	if (!d->state || d->job->record.phase != FERRY_PHASE_OPEN)
 		return ferry_error_set(err, EPROTO, "the source sent PING out of order");
-	/* Nothing but the main channel is needed from here on. */
-	ferry_destination_set_pool(d, NULL);
-	r = d->guest->ops->load(d->guest, d->state, d->state_bytes, err);
-	free(d->state);
-	d->state = NULL;
+	/* Nothing but the main channel is needed from here on, if all pages are here. */
+	if (!ferry_incoming_armed(&d->incoming))
+		ferry_destination_set_pool(d, NULL);
+	r = load_state(d, err);
 	if (!r)
 		r = ferry_fault_point("load", err);
 	/* From commit-wait on the source has to be asked; until then it is only told. */
@@ -292,6 +362,9 @@ int ferry_destination_give_up(struct ferry_destination *d, enum ferry_phase phas
 	r = ferry_job_phase(d->job, phase, err);
 	if (r)
 		return r;
+	/* Its VMM ends without waiting for pages that nobody will bring. */
+	ferry_destination_set_pool(d, NULL);
+	ferry_incoming_end(&d->incoming);
 	r = d->guest ? d->guest->ops->undo(d->guest, false, &undo) :
 		       ferry_job_undo(d->job, false, &undo);
 	if (r)
@@ -306,11 +379,21 @@ static int refuse(struct ferry_destination *d)
 	return ferry_destination_send(d, FERRY_WIRE_REFUSED, why, (uint32_t)strlen(why));
 }
 
+int ferry_destination_open(struct ferry_destination *d, struct ferry_error *err)
+{
+	if (d->guest || !d->adopted)
+		return 0;
+	return ferry_open_guest(d->job, FERRY_GUEST_DESTINATION, &d->guest, err);
+}
+
 int ferry_destination_start(struct ferry_destination *d, struct ferry_error *why)
 {
 	struct ferry_error err = { 0 };
-	int r = 0;
+	enum ferry_phase phase;
+	int r = ferry_destination_open(d, why);
 
+	if (r)
+		return r;
 	if (!d->guest)
 		return ferry_error_set(why, ESRCH, "its VMM is gone");
 	if (!d->job->record.guest_paused)
@@ -318,10 +401,11 @@ int ferry_destination_start(struct ferry_destination *d, struct ferry_error *why
 	ferry_fault_point("start", NULL);
 	if (r)
 		return r;
-	if (ferry_job_phase(d->job, FERRY_PHASE_RAN, &err)) {
+	phase = ferry_incoming_missing(&d->incoming) ? FERRY_PHASE_RAN_LACKS : FERRY_PHASE_RAN;
+	if (ferry_job_phase(d->job, phase, &err)) {
 		/* RUN-ACCEPTED stands on disk; starting again is harmless. */
 		ferry_log_warn("%s", err.text);
-		d->job->record.phase = FERRY_PHASE_RAN;
+		d->job->record.phase = phase;
 	}
 	return 0;
 }
@@ -381,19 +465,38 @@ static int on_run(struct ferry_destination *d, const uint8_t *body, uint32_t len
 	if (r)
 		return r;
 	ferry_wire_u64_encode(ferry_clock_ns() - began_ns, ns);
+	if (job->record.phase == FERRY_PHASE_RAN_LACKS) {
+		r = ferry_destination_send(d, FERRY_WIRE_RUNNING_LACKS, ns, sizeof(ns));
+		ferry_fault_point("lacks-sent", NULL);
+		return r;
+	}
 	r = ferry_destination_send(d, FERRY_WIRE_RUNNING, ns, sizeof(ns));
 	ferry_fault_point("running-sent", NULL);
 	return r;
+}
+
+static int tell_frame(void *ctx, enum ferry_wire_type type, const void *body, uint32_t length)
+{
+	return ferry_destination_send(ctx, type, body, length);
 }
 
 static int on_ask(struct ferry_destination *d, const uint8_t *body, uint32_t length,
 		  struct ferry_error *err)
 {
 	enum ferry_wire_answer answer = FERRY_WIRE_ANSWER_RAN;
+	int r;
 
 	(void)body;
 	(void)length;
 	(void)err;
+	if (ferry_incoming_armed(&d->incoming)) {
+		r = ferry_incoming_tell(&d->incoming, tell_frame, d);
+		if (r)
+			return r;
+		d->asked = true;
+	}
+	if (d->job->record.phase == FERRY_PHASE_RAN_LACKS)
+		answer = FERRY_WIRE_ANSWER_LACKS;
 	/* Accepted and not known to run: the source may say RUN again, nothing else. */
 	if (d->job->record.phase == FERRY_PHASE_COMMIT_WAIT ||
 	    d->job->record.phase == FERRY_PHASE_RUN_ACCEPTED)
@@ -443,6 +546,7 @@ static int on_ack(struct ferry_destination *d, const uint8_t *body, uint32_t len
 }
 
 #define SETTLED (IN(RAN) | IN(RUN_ACCEPTED) | IN(REFUSED) | IN(ABORTED))
+#define DECIDED (SETTLED | IN(RAN_LACKS))
 
 static const struct frame_handler frame_handlers[FERRY_WIRE_TYPE_COUNT] = {
 	[FERRY_WIRE_CONFIG] = { IN(OPEN), on_config },
@@ -451,9 +555,11 @@ static const struct frame_handler frame_handlers[FERRY_WIRE_TYPE_COUNT] = {
 	[FERRY_WIRE_FLUSH] = { IN(OPEN), on_flush },
 	[FERRY_WIRE_HASHES] = { IN(OPEN), on_hashes },
 	[FERRY_WIRE_PACKAGE] = { IN(OPEN), on_package },
-	[FERRY_WIRE_PING] = { IN(OPEN) | IN(COMMIT_WAIT) | SETTLED, on_ping },
-	[FERRY_WIRE_RUN] = { IN(COMMIT_WAIT) | SETTLED, on_run },
-	[FERRY_WIRE_ASK] = { IN(COMMIT_WAIT) | SETTLED, on_ask },
+	[FERRY_WIRE_DISCARD] = { IN(OPEN), on_discard },
+	[FERRY_WIRE_POSTCOPY] = { IN(OPEN), on_postcopy },
+	[FERRY_WIRE_PING] = { IN(OPEN) | IN(COMMIT_WAIT) | DECIDED, on_ping },
+	[FERRY_WIRE_RUN] = { IN(COMMIT_WAIT) | DECIDED, on_run },
+	[FERRY_WIRE_ASK] = { IN(COMMIT_WAIT) | DECIDED, on_ask },
 	[FERRY_WIRE_ABORT] = { IN(OPEN) | IN(COMMIT_WAIT) | IN(REFUSED) | IN(ABORTED), on_abort },
 	[FERRY_WIRE_ACK] = { SETTLED, on_ack },
 };

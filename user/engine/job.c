@@ -3,6 +3,7 @@
 
 #include <assert.h>
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -161,6 +162,74 @@ int ferry_job_go_on(struct ferry_job *job, struct ferry_error *err)
 	return r;
 }
 
+int ferry_job_postcopy(struct ferry_job *job, struct ferry_error *err)
+{
+	enum ferry_state state = ferry_job_state(job);
+	int r = 0;
+
+	if (job->record.role != FERRY_ROLE_SOURCE)
+		return ferry_error_set(err, EINVAL, "%s is the destination: the source switches to "
+				       "postcopy, type it there", job->record.id);
+	pthread_mutex_lock(&job->lock);
+	if (state != FERRY_STATE_ACTIVE && state != FERRY_STATE_PRE_SWITCHOVER)
+		r = ferry_error_set(err, EINVAL, "%s cannot switch to postcopy in state %s, only in "
+				    "active and pre-switchover", job->record.id,
+				    ferry_state_name(state));
+	else if (!job->can_postcopy)
+		r = ferry_error_set(err, EOPNOTSUPP, "%s cannot switch to postcopy: %s",
+				    job->record.id, job->cannot_postcopy);
+	else
+		job->postcopy = true;
+	pthread_cond_broadcast(&job->changed);
+	pthread_mutex_unlock(&job->lock);
+	return r;
+}
+
+int ferry_job_retry(struct ferry_job *job, const char *uri, struct ferry_error *err)
+{
+	enum ferry_state state = ferry_job_state(job);
+	int r = 0;
+
+	pthread_mutex_lock(&job->lock);
+	if (state != FERRY_STATE_POSTCOPY_PAUSED) {
+		r = ferry_error_set(err, EINVAL, "%s is at work, its state is %s: there is nothing to "
+				    "recover", job->record.id, ferry_state_name(state));
+	} else if (uri && job->record.role != FERRY_ROLE_SOURCE) {
+		r = ferry_error_set(err, EINVAL, "%s is the destination and listens at %s: give the "
+				    "new address to the source's ferry recover", job->record.id,
+				    job->shown.uri);
+	} else {
+		job->retry = true;
+		snprintf(job->retry_uri, sizeof(job->retry_uri), "%s", uri ? uri : "");
+		pthread_cond_broadcast(&job->changed);
+	}
+	pthread_mutex_unlock(&job->lock);
+	return r;
+}
+
+int ferry_job_leave(struct ferry_job *job)
+{
+	int r = -EINVAL;
+
+	pthread_mutex_lock(&job->lock);
+	/* A destination's process is what the running guest gets its memory from. */
+	if (job->record.role == FERRY_ROLE_SOURCE &&
+	    ferry_job_state(job) == FERRY_STATE_POSTCOPY_PAUSED) {
+		job->leave = true;
+		pthread_cond_broadcast(&job->changed);
+		r = 0;
+	}
+	pthread_mutex_unlock(&job->lock);
+	return r;
+}
+
+void ferry_job_note(struct ferry_job *job, const char *note)
+{
+	pthread_mutex_lock(&job->lock);
+	snprintf(job->progress.note, sizeof(job->progress.note), "%s", note);
+	pthread_mutex_unlock(&job->lock);
+}
+
 int ferry_size_parse(const char *text, uint64_t *bytes)
 {
 	static const char units[] = "KMGT";
@@ -194,6 +263,7 @@ int ferry_on_stall_parse(const char *name, struct ferry_error *err)
 		[FERRY_ON_STALL_WAIT] = "wait",
 		[FERRY_ON_STALL_CANCEL] = "cancel",
 		[FERRY_ON_STALL_THROTTLE] = "throttle",
+		[FERRY_ON_STALL_POSTCOPY] = "postcopy",
 	};
 	int i;
 
@@ -202,10 +272,7 @@ int ferry_on_stall_parse(const char *name, struct ferry_error *err)
 	for (i = 0; i < FERRY_ON_STALL_COUNT; i++)
 		if (!strcmp(name, names[i]))
 			return i;
-	if (!strcmp(name, "postcopy"))
-		return ferry_error_set(err, EINVAL, "postcopy is not built yet; there are wait, "
-				       "throttle and cancel");
-	return ferry_error_set(err, EINVAL, "there are wait, throttle and cancel");
+	return ferry_error_set(err, EINVAL, "there are wait, throttle, postcopy and cancel");
 }
 
 static int job_set_on_stall(struct ferry_job *job, const char *value, struct ferry_error *err)
@@ -217,10 +284,15 @@ static int job_set_on_stall(struct ferry_job *job, const char *value, struct fer
 		return policy;
 	}
 	pthread_mutex_lock(&job->lock);
-	job->options.on_stall = (enum ferry_on_stall)policy;
-	pthread_cond_broadcast(&job->changed);
+	if (policy == FERRY_ON_STALL_POSTCOPY && job->cannot_postcopy[0]) {
+		ferry_error_set(err, EOPNOTSUPP, "on-stall=postcopy: %s", job->cannot_postcopy);
+		policy = -EOPNOTSUPP;
+	} else {
+		job->options.on_stall = (enum ferry_on_stall)policy;
+		pthread_cond_broadcast(&job->changed);
+	}
 	pthread_mutex_unlock(&job->lock);
-	return 0;
+	return policy < 0 ? policy : 0;
 }
 
 int ferry_job_set(struct ferry_job *job, const char *key, const char *value,
@@ -260,7 +332,7 @@ void ferry_job_wait(struct ferry_job *job, uint64_t deadline_ns)
 	};
 
 	pthread_mutex_lock(&job->lock);
-	if (!job->cancel && !job->go_on)
+	if (!job->cancel && !job->go_on && !job->retry && !job->leave)
 		pthread_cond_timedwait(&job->changed, &job->lock, &ts);
 	pthread_mutex_unlock(&job->lock);
 }

@@ -22,7 +22,16 @@ enum ferry_on_stall {
 	FERRY_ON_STALL_WAIT,
 	FERRY_ON_STALL_CANCEL,
 	FERRY_ON_STALL_THROTTLE,
+	FERRY_ON_STALL_POSTCOPY,
 	FERRY_ON_STALL_COUNT,
+};
+
+/* When the guest is to run at the destination before all of its memory is there. */
+enum ferry_postcopy {
+	FERRY_POSTCOPY_NEVER, /* unless a person says so */
+	FERRY_POSTCOPY_NOW,
+	FERRY_POSTCOPY_AFTER, /* so many rounds */
+	FERRY_POSTCOPY_ON_STALL,
 };
 
 struct ferry_job_options {
@@ -38,6 +47,8 @@ struct ferry_job_options {
 	bool pause_before_switchover;
 	bool keep_source;
 	enum ferry_on_stall on_stall; /* under lock */
+	enum ferry_postcopy postcopy;
+	uint64_t postcopy_rounds;
 };
 
 /* Where the guest is after it all. */
@@ -57,6 +68,8 @@ struct ferry_job_hooks {
 	int (*save)(void *ctx, const struct ferry_record *record, struct ferry_error *err);
 	/* The guardian keeps a copy of a descriptor; -1: it lets that one go. */
 	int (*hold)(void *ctx, const char *name, int fd, struct ferry_error *err);
+	/* A copy of what the guardian keeps under a name. Return: the caller's, or -1. */
+	int (*held)(void *ctx, const char *name);
 	/* A state was published. */
 	void (*state)(void *ctx, enum ferry_state state);
 	/* The destination listens; @uri says where really. */
@@ -80,6 +93,12 @@ struct ferry_job {
 	bool cancel;
 	bool committed; /* too late for cancel */
 	bool go_on;	/* continue after pre-switchover */
+	bool postcopy;	/* a person asked to switch to postcopy */
+	bool can_postcopy; /* known since READY; if not, why: */
+	char cannot_postcopy[512];
+	bool retry;	/* postcopy-paused: a person says that the link is there again */
+	char retry_uri[FERRY_SPEC_MAX]; /* and where; "" as before */
+	bool leave;	/* postcopy-paused: end the process, leave all as it is */
 	struct ferry_progress progress;
 	struct ferry_stats stats;
 	struct ferry_record shown; /* the record as last saved, without undo */
@@ -129,6 +148,28 @@ int ferry_job_commit(struct ferry_job *job, struct ferry_error *err);
 
 /** ferry_job_go_on() - continue from pre-switchover. Return: 0, -EINVAL not in that state. */
 int ferry_job_go_on(struct ferry_job *job, struct ferry_error *err);
+
+/**
+ * ferry_job_postcopy() - switch to postcopy at the end of this round. Any thread.
+ *
+ * Return: 0; -EINVAL not at the source, or not in a state for it; -EOPNOTSUPP it cannot be,
+ * with the reason.
+ */
+int ferry_job_postcopy(struct ferry_job *job, struct ferry_error *err);
+
+/**
+ * ferry_job_retry() - reconnect from postcopy-paused. Any thread.
+ * @uri: at the source: where the destination is now; NULL as before
+ *
+ * Return: 0; -EINVAL it is not paused.
+ */
+int ferry_job_retry(struct ferry_job *job, const char *uri, struct ferry_error *err);
+
+/** ferry_job_leave() - end a paused source's process. Return: 0, -EINVAL it is not one. */
+int ferry_job_leave(struct ferry_job *job);
+
+/** ferry_job_note() - what is waited for, for the progress line; "" nothing. */
+void ferry_job_note(struct ferry_job *job, const char *note);
 
 /** ferry_on_stall_parse() - Return: a policy by its name; -EINVAL with those there are. */
 int ferry_on_stall_parse(const char *name, struct ferry_error *err);

@@ -25,8 +25,10 @@ struct ferry_link {
 	int fd;
 	uint32_t timeout_ms;
 	pthread_t thread;
+	int (*received)(void *ctx, enum ferry_wire_type type, const uint8_t *body, uint32_t length);
 	void (*ended)(void *ctx);
 	void *ctx;
+	uint64_t features;
 	bool told; /* ended was called; the return path's own */
 
 	/* Protects writes to fd; taken before lock, never after. */
@@ -45,6 +47,8 @@ struct ferry_link {
 	bool closed; /* in good order, by the destination */
 	bool last_said; /* ACK has been sent; under send_lock */
 	bool broken; /* a frame was sent in part or not at all: no other can follow */
+	bool cannot;
+	char cannot_text[FERRY_WIRE_MAX_TEXT + 1];
 	char text[FERRY_WIRE_MAX_TEXT + 1]; /* why refused, aborted or lost */
 };
 
@@ -100,7 +104,7 @@ static int link_take_number(struct ferry_link *link, unsigned int type, const ui
 	uint32_t number = 0;
 	int r;
 
-	if (type == FERRY_WIRE_RUNNING) {
+	if (type == FERRY_WIRE_RUNNING || type == FERRY_WIRE_RUNNING_LACKS) {
 		uint64_t ns;
 
 		r = ferry_wire_u64_decode(&ns, body, length);
@@ -109,7 +113,8 @@ static int link_take_number(struct ferry_link *link, unsigned int type, const ui
 		pthread_mutex_lock(&link->lock);
 		link->start_ns = ns;
 		pthread_mutex_unlock(&link->lock);
-		link_record(link, FERRY_LINK_RUNNING, NULL);
+		link_record(link, type == FERRY_WIRE_RUNNING ? FERRY_LINK_RUNNING :
+							       FERRY_LINK_LACKS, NULL);
 		return 0;
 	}
 	r = ferry_wire_u32_decode(&number, body, length);
@@ -119,7 +124,7 @@ static int link_take_number(struct ferry_link *link, unsigned int type, const ui
 	if (type == FERRY_WIRE_FLUSHED && number == link->flush_round)
 		link->facts |= FERRY_LINK_FLUSHED;
 	if (type == FERRY_WIRE_ANSWER) {
-		if (number < FERRY_WIRE_ANSWER_RAN || number > FERRY_WIRE_ANSWER_REFUSED)
+		if (number < FERRY_WIRE_ANSWER_RAN || number > FERRY_WIRE_ANSWER_LACKS)
 			r = -EPROTO;
 		link->answer = (enum ferry_wire_answer)number;
 		link->facts |= FERRY_LINK_ANSWER;
@@ -127,6 +132,15 @@ static int link_take_number(struct ferry_link *link, unsigned int type, const ui
 	pthread_cond_broadcast(&link->changed);
 	pthread_mutex_unlock(&link->lock);
 	return r;
+}
+
+static void link_take_cannot(struct ferry_link *link, const uint8_t *body)
+{
+	pthread_mutex_lock(&link->lock);
+	link->cannot = true;
+	snprintf(link->cannot_text, sizeof(link->cannot_text), "%s",
+		 body ? (const char *)body : "it gives no reason");
+	pthread_mutex_unlock(&link->lock);
 }
 
 static int link_take(struct ferry_link *link, const struct ferry_wire_frame *frame,
@@ -147,8 +161,19 @@ static int link_take(struct ferry_link *link, const struct ferry_wire_frame *fra
 		return 0;
 	case FERRY_WIRE_PONG:
 		return link_take_pong(link, body, frame->length);
+	case FERRY_WIRE_PLACED:
+		link_record(link, FERRY_LINK_PLACED, NULL);
+		return 0;
+	case FERRY_WIRE_CANNOT:
+		link_take_cannot(link, body);
+		return 0;
+	case FERRY_WIRE_RECEIVED:
+	case FERRY_WIRE_RECEIVED_END:
+		return link->received ? link->received(link->ctx, frame->type, body,
+						       frame->length) : -EPROTO;
 	case FERRY_WIRE_FLUSHED:
 	case FERRY_WIRE_RUNNING:
+	case FERRY_WIRE_RUNNING_LACKS:
 	case FERRY_WIRE_ANSWER:
 		return link_take_number(link, frame->type, body, frame->length);
 	default:
@@ -242,7 +267,7 @@ static int link_await(int fd, uint64_t deadline_ns, const int *stop)
 }
 
 static int link_hello(int fd, const struct ferry_link_params *p, enum ferry_wire_kind kind,
-		      uint16_t channel, struct ferry_error *err)
+		      uint16_t channel, uint64_t *features, struct ferry_error *err)
 {
 	struct ferry_wire_hello hello = {
 		.version = FERRY_WIRE_VERSION,
@@ -293,6 +318,7 @@ static int link_hello(int fd, const struct ferry_link_params *p, enum ferry_wire
 					       "there, or leave the option out", uri,
 					       ferry_wire_feature_text(p->features &
 								       ~hello.features));
+		*features = hello.features;
 		return 0;
 	case FERRY_WIRE_STATUS_UUID:
 		return ferry_error_set(err, ENOENT, "%s: %s", uri,
@@ -306,20 +332,38 @@ static int link_hello(int fd, const struct ferry_link_params *p, enum ferry_wire
 	}
 }
 
-int ferry_link_channel(const struct ferry_link_params *params, uint16_t channel,
-		       struct ferry_error *err)
+static int link_other(const struct ferry_link_params *params, enum ferry_wire_kind kind,
+		      uint16_t channel, struct ferry_error *err)
 {
 	int fd = ferry_sock_connect(params->uri, params->deadline_ns, params->stop, err);
+	uint64_t features;
 	int r;
 
 	if (fd < 0)
 		return fd;
-	r = link_hello(fd, params, FERRY_WIRE_KIND_MULTIFD, channel, err);
-	if (r) {
-		close(fd);
+	r = link_hello(fd, params, kind, channel, &features, err);
+	if (!r)
+		return fd;
+	close(fd);
+	return r;
+}
+
+int ferry_link_channel(const struct ferry_link_params *params, uint16_t channel,
+		       struct ferry_error *err)
+{
+	int fd = link_other(params, FERRY_WIRE_KIND_MULTIFD, channel, err);
+
+	if (fd < 0)
 		ferry_error_prefix(err, "multifd channel %u", channel);
-		return r;
-	}
+	return fd;
+}
+
+int ferry_link_fault_channel(const struct ferry_link_params *params, struct ferry_error *err)
+{
+	int fd = link_other(params, FERRY_WIRE_KIND_FAULT, 0, err);
+
+	if (fd < 0)
+		ferry_error_prefix(err, "fault channel");
 	return fd;
 }
 
@@ -334,6 +378,7 @@ int ferry_link_open(const struct ferry_link_params *params, struct ferry_link **
 	if (!link)
 		return ferry_error_set(err, ENOMEM, "out of memory");
 	link->timeout_ms = params->timeout_ms;
+	link->received = params->received;
 	link->ended = params->ended;
 	link->ctx = params->ctx;
 	link->fd = ferry_sock_connect(params->uri, params->deadline_ns, params->stop, err);
@@ -341,7 +386,7 @@ int ferry_link_open(const struct ferry_link_params *params, struct ferry_link **
 		r = link->fd;
 		goto err_free;
 	}
-	r = link_hello(link->fd, params, params->kind, 0, err);
+	r = link_hello(link->fd, params, params->kind, 0, &link->features, err);
 	if (r)
 		goto err_close;
 	pthread_mutex_init(&link->send_lock, NULL);
@@ -491,6 +536,22 @@ unsigned int ferry_link_facts(struct ferry_link *link)
 	facts = link->facts | (link->broken ? (unsigned int)FERRY_LINK_LOST : 0);
 	pthread_mutex_unlock(&link->lock);
 	return facts;
+}
+
+uint64_t ferry_link_features(const struct ferry_link *link)
+{
+	return link->features;
+}
+
+bool ferry_link_cannot(struct ferry_link *link, char *why, size_t room)
+{
+	bool cannot;
+
+	pthread_mutex_lock(&link->lock);
+	cannot = link->cannot;
+	snprintf(why, room, "%s", link->cannot_text);
+	pthread_mutex_unlock(&link->lock);
+	return cannot;
 }
 
 enum ferry_wire_answer ferry_link_answer(struct ferry_link *link)

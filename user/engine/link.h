@@ -3,6 +3,7 @@
 #define FERRY_ENGINE_LINK_H
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 #include "base/error.h"
@@ -27,6 +28,8 @@ enum ferry_link_fact {
 	FERRY_LINK_ABORTED = 1u << 6,  /* the destination gave up before it was loaded */
 	FERRY_LINK_ANSWER = 1u << 7,
 	FERRY_LINK_LOST = 1u << 8,
+	FERRY_LINK_LACKS = 1u << 9,    /* RUNNING_LACKS */
+	FERRY_LINK_PLACED = 1u << 10,
 };
 
 #define FERRY_LINK_PING_ALIVE 0u
@@ -42,6 +45,11 @@ struct ferry_link_params {
 	uint32_t timeout_ms;	/* answers; silence */
 	uint64_t deadline_ns;	/* for the connection */
 	const int *stop;	/* see ferry_sock_connect() */
+	/*
+	 * RECEIVED and RECEIVED_END frames, in the return-path thread. Return: 0 or -errno, which
+	 * loses the link. NULL: they are not expected.
+	 */
+	int (*received)(void *ctx, enum ferry_wire_type type, const uint8_t *body, uint32_t length);
 	/* Called once, by the return-path thread, when no more good can come. May be NULL. */
 	void (*ended)(void *ctx);
 	void *ctx;
@@ -90,6 +98,10 @@ void ferry_link_uncancel(struct ferry_link *link);
 /** ferry_link_facts() - all facts so far; LOST also when nothing can be sent any more. */
 unsigned int ferry_link_facts(struct ferry_link *link);
 enum ferry_wire_answer ferry_link_answer(struct ferry_link *link);
+/** ferry_link_features() - what the destination offers. */
+uint64_t ferry_link_features(const struct ferry_link *link);
+/** ferry_link_cannot() - why there can be no postcopy, as CANNOT told. Return: false, it can. */
+bool ferry_link_cannot(struct ferry_link *link, char *why, size_t room);
 /** ferry_link_closed() - was it lost because the destination closed it? */
 bool ferry_link_closed(struct ferry_link *link);
 /** ferry_link_start_ns() - from RUN received to guest started, as RUNNING told. */
@@ -107,5 +119,8 @@ uint64_t ferry_link_rtt_ns(struct ferry_link *link);
  */
 int ferry_link_channel(const struct ferry_link_params *params, uint16_t channel,
 		       struct ferry_error *err);
+
+/** ferry_link_fault_channel() - the same for the fault channel. */
+int ferry_link_fault_channel(const struct ferry_link_params *params, struct ferry_error *err);
 
 #endif

@@ -17,6 +17,7 @@ static const char *const phase_names[] = {
 	[FERRY_PHASE_REFUSED] = "refused",
 	[FERRY_PHASE_ABORTED] = "aborted",
 	[FERRY_PHASE_FENCED] = "fenced",
+	[FERRY_PHASE_RAN_LACKS] = "ran-lacks",
 };
 static_assert(sizeof(phase_names) / sizeof(phase_names[0]) == FERRY_PHASE_COUNT,
 	      "every phase has a name");

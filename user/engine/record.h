@@ -24,6 +24,7 @@ enum ferry_phase {
 	FERRY_PHASE_REFUSED,	  /* destination: could not start it, never will */
 	FERRY_PHASE_ABORTED,	  /* gave up before COMMIT (source), before RUN (destination) */
 	FERRY_PHASE_FENCED,	  /* source: resumed by force, no answer counts any more */
+	FERRY_PHASE_RAN_LACKS,	  /* both: as RAN, but pages are missing there that only we have */
 	FERRY_PHASE_COUNT,
 };
 
@@ -48,6 +49,9 @@ struct ferry_record {
 	bool disturbed_peer;	    /* source: PACKAGE was sent, the destination may wait for RUN */
 	bool guest_paused;	    /* it was paused before, and stays so */
 	bool keep_source;
+	bool postcopy;		    /* source: it has switched, or is about to */
+	uint8_t codec;		    /* source: as agreed at the start */
+	bool checksum;
 	uint32_t timeout_ms;
 	pid_t guardian;
 	pid_t worker;

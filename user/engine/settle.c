@@ -27,22 +27,40 @@
 /* Telling a waiting destination that there will be no RUN delays only our exit. */
 #define SETTLE_ABORT_MS 10000
 
+static void settle_link_params(struct ferry_settle *s, uint64_t deadline_ns,
+			       struct ferry_link_params *params)
+{
+	*params = (struct ferry_link_params){
+		.uri = &s->uri,
+		.uuid = s->job->record.uuid,
+		.epoch = s->job->record.epoch,
+		.kind = FERRY_WIRE_KIND_RECOVER,
+		.channels = 1,
+		.timeout_ms = s->job->record.timeout_ms,
+		.deadline_ns = deadline_ns,
+	};
+	if (!s->pager)
+		return;
+	params->channels = (uint16_t)s->job->stats.channels;
+	params->received = ferry_pager_received;
+	params->ended = ferry_pager_abort;
+	params->ctx = s->pager;
+}
+
 static int settle_reconnect(struct ferry_settle *s, uint64_t deadline_ns, struct ferry_error *err)
 {
 	struct ferry_job *job = s->job;
-	struct ferry_link_params params = {
-		.uri = &s->uri,
-		.uuid = job->record.uuid,
-		.kind = FERRY_WIRE_KIND_RECOVER,
-		.channels = 1,
-		.timeout_ms = job->record.timeout_ms,
-		.deadline_ns = deadline_ns,
-	};
+	struct ferry_link_params params;
 	uint64_t left_ms;
 	int r;
 
 	ferry_link_close(s->link);
 	s->link = NULL;
+	settle_link_params(s, deadline_ns, &params);
+	if (s->pager) {
+		ferry_pager_hang_up(s->pager);
+		ferry_pager_forget(s->pager);
+	}
 	job->record.epoch++;
 	r = ferry_job_save(job, err);
 	if (r)
@@ -96,6 +114,17 @@ static int settle_ack(struct ferry_settle *s)
 	return -ETIMEDOUT;
 }
 
+/* The guest runs again, elsewhere. */
+static void settle_downtime(struct ferry_settle *s)
+{
+	if (!s->stopped_ns)
+		return;
+	pthread_mutex_lock(&s->job->lock);
+	s->job->stats.downtime_ns = ferry_clock_ns() - s->stopped_ns;
+	pthread_mutex_unlock(&s->job->lock);
+	s->stopped_ns = 0;
+}
+
 static void settle_completed(struct ferry_settle *s, struct ferry_outcome *out)
 {
 	struct ferry_job *job = s->job;
@@ -105,9 +134,10 @@ static void settle_completed(struct ferry_settle *s, struct ferry_outcome *out)
 	out->where = FERRY_WHERE_DESTINATION;
 	out->state = FERRY_STATE_COMPLETED;
 	out->exit_code = 0;
+	if (s->pager)
+		ferry_pager_hang_up(s->pager);
+	settle_downtime(s);
 	pthread_mutex_lock(&job->lock);
-	if (s->stopped_ns)
-		job->stats.downtime_ns = ferry_clock_ns() - s->stopped_ns;
 	job->stats.total_ns = ferry_clock_ns() - job->started_ns;
 	pthread_mutex_unlock(&job->lock);
 	r = ferry_job_phase(job, FERRY_PHASE_RAN, &err);
@@ -202,7 +232,7 @@ static void settle_unknown(struct ferry_settle *s, const struct ferry_error *why
 	ferry_job_save(s->job, NULL);
 }
 
-/* Send RUN and wait for what it does. Return: as ferry_link_wait(). */
+/* Send RUN and wait for what it does. Return: an answer, or as ferry_link_wait(). */
 static int settle_run(struct ferry_settle *s, struct ferry_error *err)
 {
 	uint64_t deadline_ns = ferry_clock_in_ms(s->job->record.timeout_ms);
@@ -214,7 +244,11 @@ static int settle_run(struct ferry_settle *s, struct ferry_error *err)
 	if (r)
 		return -ECONNRESET;
 	ferry_fault_point("run", NULL);
-	return ferry_link_wait(s->link, FERRY_LINK_RUNNING, deadline_ns, err);
+	r = ferry_link_wait(s->link, FERRY_LINK_RUNNING | FERRY_LINK_LACKS, deadline_ns, err);
+	if (r)
+		return r;
+	return ferry_link_facts(s->link) & FERRY_LINK_RUNNING ? FERRY_WIRE_ANSWER_RAN :
+								FERRY_WIRE_ANSWER_LACKS;
 }
 
 /* On a new connection: what happened to the RUN? Return: an answer, or -errno. */
@@ -224,14 +258,54 @@ static int settle_ask(struct ferry_settle *s, struct ferry_error *err)
 	int r = ferry_link_send(s->link, FERRY_WIRE_ASK, NULL, 0, err);
 
 	if (!r)
-		r = ferry_link_wait(s->link, FERRY_LINK_ANSWER | FERRY_LINK_RUNNING, deadline_ns,
-				    err);
+		r = ferry_link_wait(s->link, FERRY_LINK_ANSWER | FERRY_LINK_RUNNING |
+				    FERRY_LINK_PLACED, deadline_ns, err);
 	if (r)
 		return r;
-	/* RUNNING says more than an answer that was given before it. */
-	if (ferry_link_facts(s->link) & FERRY_LINK_RUNNING)
+	/* RUNNING and PLACED say more than an answer that was given before. */
+	if (ferry_link_facts(s->link) & (FERRY_LINK_RUNNING | FERRY_LINK_PLACED))
 		return FERRY_WIRE_ANSWER_RAN;
 	return (int)ferry_link_answer(s->link);
+}
+
+static bool settle_in_postcopy(struct ferry_settle *s)
+{
+	enum ferry_state state = ferry_job_state(s->job);
+
+	return state == FERRY_STATE_POSTCOPY_ACTIVE || state == FERRY_STATE_POSTCOPY_PAUSED ||
+	       state == FERRY_STATE_POSTCOPY_RECOVER_SETUP || state == FERRY_STATE_POSTCOPY_RECOVER;
+}
+
+/*
+ * The destination runs the guest and lacks pages: it is never resumed here, and this VMM, which
+ * has them, is not quit. Return: 0 all of them are there; -errno.
+ */
+static int settle_page(struct ferry_settle *s, struct ferry_error *err)
+{
+	struct ferry_job *job = s->job;
+	struct ferry_error record = { 0 };
+
+	if (!s->pager)
+		return ferry_error_set(err, ENODATA, "the destination runs the guest and lacks pages "
+				       "that cannot be had from the VMM here");
+	settle_downtime(s);
+	if (job->record.phase != FERRY_PHASE_RAN_LACKS &&
+	    ferry_job_phase(job, FERRY_PHASE_RAN_LACKS, &record))
+		ferry_log_warn("%s", record.text);
+	if (ferry_job_state(job) == FERRY_STATE_POSTCOPY_RECOVER_SETUP)
+		ferry_job_move(job, FERRY_STATE_POSTCOPY_RECOVER, NULL);
+	ferry_job_move(job, FERRY_STATE_POSTCOPY_ACTIVE, NULL);
+	ferry_fault_point("lacks", NULL);
+	return ferry_pager_run(s->pager, s->link, err);
+}
+
+/* New channels for a link that is new. */
+static int settle_again(struct ferry_settle *s, struct ferry_error *err)
+{
+	struct ferry_link_params params;
+
+	settle_link_params(s, ferry_clock_in_ms(s->job->record.timeout_ms), &params);
+	return ferry_pager_again(s->pager, &params, err);
 }
 
 /* One attempt over the present link. Return: true when it is settled. */
@@ -240,12 +314,25 @@ static bool settle_try(struct ferry_settle *s, bool ask, struct ferry_error *err
 {
 	int r = ask ? settle_ask(s, err) : FERRY_WIRE_ANSWER_WAITING;
 
+	/* Starting the guest may take pages that are missing. */
+	if (ask && s->pager &&
+	    (r == FERRY_WIRE_ANSWER_WAITING || r == FERRY_WIRE_ANSWER_LACKS))
+		r = settle_again(s, err) ?: r;
 	if (r == FERRY_WIRE_ANSWER_WAITING)
-		r = settle_run(s, err) ?: FERRY_WIRE_ANSWER_RAN;
+		r = settle_run(s, err);
+	if (r == FERRY_WIRE_ANSWER_LACKS)
+		r = settle_page(s, err) ?: FERRY_WIRE_ANSWER_RAN;
 	if (r == FERRY_WIRE_ANSWER_RAN) {
+		if (ferry_job_state(s->job) == FERRY_STATE_POSTCOPY_RECOVER_SETUP) {
+			ferry_job_move(s->job, FERRY_STATE_POSTCOPY_RECOVER, NULL);
+			ferry_job_move(s->job, FERRY_STATE_POSTCOPY_ACTIVE, NULL);
+		}
 		settle_completed(s, out);
 		return true;
 	}
+	/* Once it ran there nothing brings it back. */
+	if (settle_in_postcopy(s))
+		return false;
 	if (r == FERRY_WIRE_ANSWER_REFUSED)
 		ferry_error_set(err, ECONNREFUSED,
 				"the destination has recorded that the guest never runs there");
@@ -256,11 +343,92 @@ static bool settle_try(struct ferry_settle *s, bool ask, struct ferry_error *err
 	return false;
 }
 
-void ferry_settle_commit(struct ferry_settle *s, struct ferry_outcome *out)
+/* The link is lost: what is published from now on. */
+static void settle_lost(struct ferry_settle *s)
+{
+	if (s->pager)
+		ferry_pager_hang_up(s->pager);
+	if (settle_in_postcopy(s)) {
+		if (ferry_job_state(s->job) != FERRY_STATE_POSTCOPY_PAUSED)
+			ferry_job_move(s->job, FERRY_STATE_POSTCOPY_PAUSED, NULL);
+	} else if (ferry_job_state(s->job) != FERRY_STATE_COMMIT_UNKNOWN) {
+		ferry_job_move(s->job, FERRY_STATE_COMMIT_UNKNOWN, NULL);
+	}
+	ferry_job_save(s->job, NULL);
+}
+
+static void settle_paused(struct ferry_settle *s, const struct ferry_error *why,
+			  struct ferry_outcome *out)
+{
+	const char *id = s->job->record.id;
+
+	out->state = FERRY_STATE_POSTCOPY_PAUSED;
+	out->where = FERRY_WHERE_DESTINATION;
+	out->exit_code = 3;
+	out->error = *why;
+	snprintf(s->job->record.error, sizeof(s->job->record.error), "%s", why->text);
+	snprintf(out->advice, sizeof(out->advice),
+		 "the guest runs at the destination and waits for memory that only the stopped VMM "
+		 "here has: do not end it. When the destination can be reached again:\n"
+		 "  ferry recover %s            (or ferry recover %s URI, if it has another address "
+		 "now)", id, id);
+	ferry_job_save(s->job, NULL);
+}
+
+/* Paused, and nothing helped for --timeout: wait for a person. Return: false, leave. */
+static bool settle_await_person(struct ferry_settle *s)
+{
+	struct ferry_job *job = s->job;
+	char uri[FERRY_SPEC_MAX] = "", note[128];
+	bool leave, retry = false;
+
+	snprintf(note, sizeof(note), "  waiting for 'ferry recover %s'", job->record.id);
+	ferry_job_note(job, note);
+	do {
+		ferry_job_wait(job, ferry_clock_ns() + FERRY_NS_PER_S);
+		pthread_mutex_lock(&job->lock);
+		leave = job->leave;
+		retry = job->retry;
+		snprintf(uri, sizeof(uri), "%s", job->retry_uri);
+		job->retry = false;
+		pthread_mutex_unlock(&job->lock);
+	} while (!leave && !retry);
+	ferry_job_note(job, "");
+	if (uri[0] && !ferry_uri_parse(uri, &s->uri, NULL))
+		snprintf(job->record.uri, sizeof(job->record.uri), "%s", uri);
+	return !leave;
+}
+
+/* Try to find out, for --timeout. Return: true when it is settled. */
+static bool settle_retry(struct ferry_settle *s, struct ferry_error *err, struct ferry_outcome *out)
 {
 	uint64_t deadline_ns = ferry_clock_in_ms(s->job->record.timeout_ms);
+
+	while (ferry_clock_ns() < deadline_ns) {
+		struct ferry_error now = { 0 };
+		int r = settle_reconnect(s, deadline_ns, &now);
+
+		if (!r) {
+			if (ferry_job_state(s->job) == FERRY_STATE_POSTCOPY_PAUSED)
+				ferry_job_move(s->job, FERRY_STATE_POSTCOPY_RECOVER_SETUP, NULL);
+			if (settle_try(s, true, &now, out))
+				return true;
+			settle_lost(s);
+		}
+		*err = now;
+		if (r == -ENOENT || s->job->leave) /* never heard of it: nobody moves */
+			break;
+		ferry_clock_sleep_ns(SETTLE_RETRY_NS);
+		/* A link that held for a while starts the time anew. */
+		if (!r && settle_in_postcopy(s))
+			deadline_ns = ferry_clock_in_ms(s->job->record.timeout_ms);
+	}
+	return false;
+}
+
+void ferry_settle_commit(struct ferry_settle *s, struct ferry_outcome *out)
+{
 	struct ferry_error err = { 0 };
-	bool ask = false;
 
 	/* Known already, by a worker before us: only ACK is left. */
 	if (s->job->record.phase == FERRY_PHASE_RAN) {
@@ -269,27 +437,15 @@ void ferry_settle_commit(struct ferry_settle *s, struct ferry_outcome *out)
 	}
 	if (s->link && settle_try(s, false, &err, out))
 		goto out;
-	if (ferry_job_state(s->job) != FERRY_STATE_COMMIT_UNKNOWN)
-		ferry_job_move(s->job, FERRY_STATE_COMMIT_UNKNOWN, NULL);
-	ferry_job_save(s->job, NULL);
-	/* The waiting for RUNNING may have used it all up: give reconnecting its own time. */
-	if (s->link)
-		deadline_ns = ferry_clock_in_ms(s->job->record.timeout_ms);
-	while (ferry_clock_ns() < deadline_ns) {
-		struct ferry_error now = { 0 };
-		int r = settle_reconnect(s, deadline_ns, &now);
-
-		if (!r) {
-			ask = true;
-			if (settle_try(s, ask, &now, out))
-				goto out;
-		}
-		err = now;
-		if (r == -ENOENT) /* never heard of it: nobody moves */
-			break;
-		ferry_clock_sleep_ns(SETTLE_RETRY_NS);
-	}
-	settle_unknown(s, &err, out);
+	settle_lost(s);
+	do {
+		if (settle_retry(s, &err, out))
+			goto out;
+	} while (settle_in_postcopy(s) && settle_await_person(s));
+	if (settle_in_postcopy(s))
+		settle_paused(s, &err, out);
+	else
+		settle_unknown(s, &err, out);
 out:
 	ferry_link_close(s->link);
 	s->link = NULL;

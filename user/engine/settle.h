@@ -7,6 +7,7 @@
 #include "base/error.h"
 #include "engine/job.h"
 #include "engine/link.h"
+#include "engine/pager.h"
 #include "guest/guest.h"
 #include "xport/uri.h"
 
@@ -20,6 +21,7 @@ struct ferry_settle {
 	struct ferry_guest *guest;
 	struct ferry_link *link; /* NULL: lost; owned */
 	struct ferry_uri uri;
+	struct ferry_pager *pager; /* postcopy; not owned */
 	uint64_t stopped_ns; /* when the guest was stopped, 0 unknown (another process did) */
 };
 

@@ -20,8 +20,10 @@
 #include "engine/job.h"
 #include "engine/link.h"
 #include "engine/open.h"
+#include "engine/pager.h"
 #include "engine/settle.h"
 #include "engine/stall.h"
+#include "engine/switch.h"
 #include "guest/guest.h"
 #include "ram/hash.h"
 
@@ -37,6 +39,8 @@ struct source {
 	struct ferry_ram ram;
 	struct ferry_copy copy;
 	bool copying; /* copy is initialised */
+	bool switching; /* to postcopy */
+	struct ferry_pager pager;
 	uint8_t *state;
 	size_t state_bytes;
 
@@ -72,6 +76,8 @@ static void source_link_ended(void *ctx)
 	if (s->cancel_pool)
 		ferry_multifd_send_abort(s->cancel_pool);
 	pthread_mutex_unlock(&s->job->lock);
+	if (__atomic_load_n(&s->switching, __ATOMIC_ACQUIRE))
+		ferry_pager_abort(&s->pager);
 }
 
 /* From now on a cancel breaks waits on what there is. */
@@ -114,6 +120,9 @@ static int source_attach(struct source *s, struct ferry_error *err)
 	job->stats.ram_bytes = ferry_ram_bytes(&s->ram);
 	job->stats.channels = job->options.channels;
 	pthread_mutex_unlock(&job->lock);
+	/* What is not sent before the stop need not be tracked. */
+	if (job->options.postcopy == FERRY_POSTCOPY_NOW && !strcmp(job->options.tracker, "auto"))
+		snprintf(job->options.tracker, sizeof(job->options.tracker), "none");
 	r = ferry_copy_init(&s->copy, job, s->settle.guest, &s->ram, err);
 	s->copying = true;
 	if (!r)
@@ -130,7 +139,8 @@ static void source_link_params(struct source *s, struct ferry_link_params *p)
 		.kind = FERRY_WIRE_KIND_MAIN,
 		.channels = (uint16_t)s->job->options.channels,
 		.features = ferry_wire_codec_feature(s->job->options.codec) |
-			    (s->job->options.checksum ? FERRY_WIRE_FEATURE_CHECKSUM : 0),
+			    (s->job->options.checksum ? FERRY_WIRE_FEATURE_CHECKSUM : 0) |
+			    (ferry_switch_needed(s->job) ? FERRY_WIRE_FEATURE_POSTCOPY : 0),
 		.timeout_ms = s->job->options.timeout_ms,
 		.deadline_ns = ferry_clock_in_ms(s->job->options.timeout_ms),
 		.stop = &s->stop,
@@ -186,6 +196,7 @@ static int source_connect(struct source *s, struct ferry_error *err)
 		config.flags |= FERRY_WIRE_CONFIG_VERIFY;
 	if (s->job->options.checksum)
 		config.flags |= FERRY_WIRE_CONFIG_CHECKSUM;
+	config.flags |= ferry_switch_flags(s->job, s->settle.link);
 	ferry_wire_config_encode(&config, body);
 	r = ferry_link_send(s->settle.link, FERRY_WIRE_CONFIG, body, sizeof(body), err);
 	/* Peers that only know QEMU do not know this frame, and need not. */
@@ -197,6 +208,8 @@ static int source_connect(struct source *s, struct ferry_error *err)
 	if (!r)
 		r = ferry_link_wait(s->settle.link, FERRY_LINK_READY,
 				    ferry_clock_in_ms(s->job->options.timeout_ms), err);
+	if (!r)
+		ferry_switch_note(s->job, s->settle.link, config.flags);
 	return r;
 }
 
@@ -238,6 +251,8 @@ static int source_track(struct source *s, struct ferry_error *err)
 
 static int source_bulk(struct source *s, struct ferry_error *err)
 {
+	if (ferry_switch_due(s->job, &s->copy, false))
+		return 0;
 	/* Without a tracker all is copied while the guest is stopped. */
 	return s->copy.tracker ? ferry_copy_bulk(&s->copy, err) : 0;
 }
@@ -258,6 +273,8 @@ static int source_iterate(struct source *s, struct ferry_error *err)
 		v = ferry_copy_decide(&s->copy);
 		if (v.switch_over)
 			return 0;
+		if (ferry_switch_due(s->job, &s->copy, v.stalled))
+			return 0;
 		r = ferry_stall_act(&s->copy, &v, err);
 		if (!r)
 			r = ferry_copy_round(&s->copy, err);
@@ -265,13 +282,6 @@ static int source_iterate(struct source *s, struct ferry_error *err)
 			r = ferry_fault_point("round", err);
 	}
 	return r;
-}
-
-static void source_note(struct ferry_job *job, const char *note)
-{
-	pthread_mutex_lock(&job->lock);
-	snprintf(job->progress.note, sizeof(job->progress.note), "%s", note);
-	pthread_mutex_unlock(&job->lock);
 }
 
 static bool source_may_go_on(struct ferry_job *job)
@@ -298,7 +308,7 @@ static int source_pre_switchover(struct source *s, struct ferry_error *err)
 	/* It may take hours. */
 	ferry_stall_lift(&s->copy);
 	r = ferry_job_move(job, FERRY_STATE_PRE_SWITCHOVER, err);
-	source_note(job, "  waiting for 'ferry continue'");
+	ferry_job_note(job, "  waiting for 'ferry continue'");
 	while (!r && !source_may_go_on(job)) {
 		ferry_job_wait(job, ferry_clock_ns() + SOURCE_LEISURE_NS);
 		if (ferry_job_cancelled(job))
@@ -308,8 +318,31 @@ static int source_pre_switchover(struct source *s, struct ferry_error *err)
 		if (!r)
 			r = ferry_copy_collect(&s->copy, err);
 	}
-	source_note(job, "");
+	ferry_job_note(job, "");
 	return r ? r : source_iterate(s, err);
+}
+
+/* All that can be done for a switch to postcopy while the guest still runs. */
+static int source_switch(struct source *s, struct ferry_error *err)
+{
+	struct ferry_link_params params;
+	int r;
+
+	if (!ferry_switch_due(s->job, &s->copy, s->job->progress.stalled))
+		return 0;
+	r = ferry_pager_init(&s->pager, s->job, &s->ram, err);
+	if (r)
+		return r;
+	__atomic_store_n(&s->switching, true, __ATOMIC_RELEASE);
+	source_link_params(s, &params);
+	r = ferry_pager_connect(&s->pager, &params, err);
+	if (r)
+		return r;
+	s->job->record.postcopy = true;
+	pthread_mutex_lock(&s->job->lock);
+	s->job->stats.mode = s->copy.round > 1 ? FERRY_MODE_HYBRID : FERRY_MODE_POSTCOPY;
+	pthread_mutex_unlock(&s->job->lock);
+	return 0;
 }
 
 static int source_stop(struct source *s, struct ferry_error *err)
@@ -329,7 +362,7 @@ static int source_stop(struct source *s, struct ferry_error *err)
 
 static int source_save(struct source *s, struct ferry_error *err)
 {
-	int r = ferry_job_move(s->job, FERRY_STATE_DEVICE, err);
+	int r = s->switching ? 0 : ferry_job_move(s->job, FERRY_STATE_DEVICE, err);
 
 	if (!r)
 		r = s->settle.guest->ops->save(s->settle.guest, FERRY_WIRE_MAX_PACKAGE, &s->state,
@@ -344,6 +377,12 @@ static int source_save(struct source *s, struct ferry_error *err)
 
 static int source_final(struct source *s, struct ferry_error *err)
 {
+	int r;
+
+	if (s->switching) {
+		r = ferry_copy_last_look(&s->copy, err);
+		return r ? r : ferry_pager_left(&s->pager, &s->copy, err);
+	}
 	return ferry_copy_final(&s->copy, err);
 }
 
@@ -395,6 +434,17 @@ static int source_verify(struct source *s, struct ferry_error *err)
 	return 0;
 }
 
+/* All that was sent is loaded. What was not is told, and waited for from here on. */
+static int source_discard(struct source *s, struct ferry_error *err)
+{
+	int r;
+
+	if (!s->switching)
+		return 0;
+	r = ferry_pager_switch(&s->pager, &s->copy, s->settle.link, err);
+	return r ? r : ferry_job_move(s->job, FERRY_STATE_POSTCOPY_DEVICE, err);
+}
+
 static int source_package(struct source *s, struct ferry_error *err)
 {
 	uint8_t ping[4];
@@ -434,11 +484,13 @@ static const struct source_stage source_stages[] = {
 	{ "bulk", source_bulk },
 	{ "iterate", source_iterate },
 	{ "pre-switchover", source_pre_switchover },
+	{ "switch", source_switch },
 	{ "stop", source_stop },
 	{ "save", source_save },
 	{ "final", source_final },
 	{ "flush", source_flush },
 	{ "verify", source_verify },
+	{ "discard", source_discard },
 	{ "package", source_package },
 	{ "loaded", source_loaded },
 	{ "commit", source_commit },
@@ -492,6 +544,8 @@ static void source_roll_back(struct source *s, struct ferry_error *why, struct f
 	if (s->copying)
 		ferry_stall_lift(&s->copy);
 	ferry_settle_abort(&s->settle, why->text);
+	if (s->switching)
+		ferry_pager_hang_up(&s->pager);
 	if (s->copying)
 		ferry_copy_hang_up(&s->copy);
 	ferry_settle_back(&s->settle, cancelled ? FERRY_STATE_CANCELLED : FERRY_STATE_FAILED, why,
@@ -510,6 +564,7 @@ static void source_roll_back(struct source *s, struct ferry_error *why, struct f
 static void source_free(struct source *s)
 {
 	ferry_job_interrupt(s->job, NULL, NULL);
+	ferry_pager_free(&s->pager);
 	if (s->copying)
 		ferry_copy_close(&s->copy);
 	ferry_link_close(s->settle.link);
@@ -543,59 +598,12 @@ void ferry_source_run(struct ferry_job *job, struct ferry_outcome *out)
 	} else {
 		/* Tracking ends after the guest runs again, in source_free(). */
 		ferry_copy_hang_up(&s.copy);
+		if (s.switching)
+			s.settle.pager = &s.pager;
 		ferry_settle_commit(&s.settle, out);
 	}
 	pthread_mutex_lock(&job->lock);
 	job->stats.total_ns = ferry_clock_ns() - job->started_ns;
 	pthread_mutex_unlock(&job->lock);
 	source_free(&s);
-}
-
-/* It was given up before COMMIT: finish that, and tell a destination that may be waiting. */
-static void source_recover_aborted(struct ferry_settle *settle, struct ferry_outcome *out)
-{
-	struct ferry_job *job = settle->job;
-	struct ferry_error why = { .errnum = ECANCELED }, err = { 0 };
-
-	snprintf(why.text, sizeof(why.text), "%s",
-		 job->record.error[0] ? job->record.error : "given up before the switchover");
-	if (job->record.settled) {
-		out->state = job->record.state;
-		out->where = FERRY_WHERE_SOURCE;
-		out->exit_code = 1;
-		out->error = why;
-	} else {
-		__atomic_store_n(&job->state, FERRY_STATE_DEVICE, __ATOMIC_RELEASE);
-		ferry_settle_back(settle, FERRY_STATE_FAILED, &why, out);
-	}
-	if (ferry_settle_abort_confirm(settle, why.text, &err))
-		ferry_log_warn("the destination could not be told: %s", err.text);
-}
-
-void ferry_source_recover(struct ferry_job *job, struct ferry_outcome *out)
-{
-	struct ferry_settle settle = { .job = job };
-	struct ferry_error err = { 0 };
-	int r;
-
-	memset(out, 0, sizeof(*out));
-	__atomic_store_n(&job->state, FERRY_STATE_COMMIT_UNKNOWN, __ATOMIC_RELEASE);
-	pthread_mutex_lock(&job->lock);
-	job->committed = true;
-	job->stats = job->record.stats;
-	pthread_mutex_unlock(&job->lock);
-	r = ferry_uri_parse(job->record.uri, &settle.uri, &err);
-	/* The VMM may be gone: the answer still has to be found out. */
-	if (!r && ferry_open_guest(job, FERRY_GUEST_SOURCE, &settle.guest, &err))
-		ferry_log_warn("the source VMM cannot be reached: %s", err.text);
-	if (job->record.phase == FERRY_PHASE_ABORTED) {
-		source_recover_aborted(&settle, out);
-	} else {
-		job->record.state = job->state;
-		if (job->hooks->state)
-			job->hooks->state(job->hooks->ctx, job->state);
-		ferry_settle_commit(&settle, out);
-	}
-	if (settle.guest)
-		settle.guest->ops->close(settle.guest);
 }

@@ -5,6 +5,16 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+/* How the guest's memory went. */
+enum ferry_mode {
+	FERRY_MODE_PRECOPY,
+	FERRY_MODE_POSTCOPY, /* all of it after the guest */
+	FERRY_MODE_HYBRID,   /* some of it after */
+	FERRY_MODE_COUNT,
+};
+
+#define FERRY_STATS_BUCKETS 32 /* bucket i counts waits below 2^i us */
+
 /* The numbers of one migration, as the last JSON object gives them. */
 struct ferry_stats {
 	uint64_t total_ns;
@@ -15,7 +25,14 @@ struct ferry_stats {
 	uint64_t normal_pages;
 	uint64_t zero_pages;
 	uint64_t device_bytes;
-	uint64_t faults;
+	uint64_t faults; /* destination: of missing pages; source: requests */
+	uint64_t fault_pages;	     /* sent for requests */
+	uint64_t missing_pages;	     /* that are not at the destination yet */
+	uint64_t waiting;	     /* threads that wait for one now */
+	uint64_t blocktime_ns;	     /* over all waits that ended */
+	uint64_t blocktime_max_ns;
+	uint64_t fault_us[FERRY_STATS_BUCKETS]; /* of these waits */
+	enum ferry_mode mode;
 	uint64_t suspect_pages;	     /* most at one time */
 	uint64_t suspect_copied;     /* recopied because DMA had changed them */
 	uint32_t channels;
@@ -38,5 +55,14 @@ struct ferry_progress {
 	char stall[192];	     /* what a stall comes from and what is done, empty if none */
 	char note[128]; /* what is waited for, empty if nothing */
 };
+
+/** ferry_mode_name() - Return: "precopy" and the like. */
+const char *ferry_mode_name(enum ferry_mode mode);
+
+/** ferry_mode_parse() - Return: the mode of that name, or -EINVAL. */
+int ferry_mode_parse(const char *name);
+
+/** ferry_stats_fault_us() - the wait that @percent of all waits stay below, in us; 0 no waits. */
+uint64_t ferry_stats_fault_us(const struct ferry_stats *stats, unsigned int percent);
 
 #endif

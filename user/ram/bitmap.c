@@ -186,8 +186,9 @@ void ferry_bitmap_clear_atomic(struct ferry_bitmap *map, unsigned int block, uin
 				   __ATOMIC_ACQ_REL);
 }
 
-uint64_t ferry_bitmap_claim_atomic(struct ferry_bitmap *map, unsigned int block, uint64_t first,
-				   uint64_t pages)
+/* Flip bits from @first on that are as @invert has them: 0 those that are clear, ~0 those set. */
+static uint64_t flip_atomic(struct ferry_bitmap *map, unsigned int block, uint64_t first,
+			    uint64_t pages, unsigned long invert)
 {
 	uint64_t page = first, end = first + pages;
 
@@ -198,20 +199,48 @@ uint64_t ferry_bitmap_claim_atomic(struct ferry_bitmap *map, unsigned int block,
 		unsigned long bits;
 
 		do {
-			unsigned long taken = old & (~0ul << (page % WORD_BITS));
+			unsigned long taken = (old ^ invert) & (~0ul << (page % WORD_BITS));
 
 			bits = word_mask(page / WORD_BITS, page, end);
 			if (taken)
 				bits &= (1ul << __builtin_ctzl(taken)) - 1;
 			if (!bits)
 				return page - first;
-		} while (!__atomic_compare_exchange_n(word, &old, old | bits, false,
+		} while (!__atomic_compare_exchange_n(word, &old, old ^ bits, false,
 						      __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE));
 		page += (uint64_t)__builtin_popcountl(bits);
 		if (page % WORD_BITS)
-			break; /* the end, or a bit that was set */
+			break; /* the end, or a bit that is another's */
 	}
 	return page - first;
+}
+
+uint64_t ferry_bitmap_claim_atomic(struct ferry_bitmap *map, unsigned int block, uint64_t first,
+				   uint64_t pages)
+{
+	return flip_atomic(map, block, first, pages, 0);
+}
+
+uint64_t ferry_bitmap_take_atomic(struct ferry_bitmap *map, unsigned int block, uint64_t first,
+				  uint64_t pages)
+{
+	return flip_atomic(map, block, first, pages, ~0ul);
+}
+
+uint64_t ferry_bitmap_next_atomic(const struct ferry_bitmap *map, unsigned int block,
+				  uint64_t page, uint64_t end)
+{
+	while (page < end) {
+		unsigned long word = __atomic_load_n(&map->words[block][page / WORD_BITS],
+						     __ATOMIC_ACQUIRE) >> (page % WORD_BITS);
+
+		if (word) {
+			page += (unsigned int)__builtin_ctzl(word);
+			return page < end ? page : end;
+		}
+		page = (page / WORD_BITS + 1) * WORD_BITS;
+	}
+	return end;
 }
 
 void ferry_bitmap_zero(struct ferry_bitmap *map)

@@ -56,6 +56,19 @@ void ferry_bitmap_clear_atomic(struct ferry_bitmap *map, unsigned int block, uin
 uint64_t ferry_bitmap_claim_atomic(struct ferry_bitmap *map, unsigned int block, uint64_t first,
 				   uint64_t pages);
 
+/**
+ * ferry_bitmap_take_atomic() - clear bits from @first on, up to @pages or a bit that is clear
+ *
+ * Of callers that race for a page exactly one gets it.
+ * Return: how many bits this call cleared, 0 if @first was clear already.
+ */
+uint64_t ferry_bitmap_take_atomic(struct ferry_bitmap *map, unsigned int block, uint64_t first,
+				  uint64_t pages);
+
+/** ferry_bitmap_next_atomic() - the first page from @page on whose bit is set; @end: none is. */
+uint64_t ferry_bitmap_next_atomic(const struct ferry_bitmap *map, unsigned int block,
+				  uint64_t page, uint64_t end);
+
 void ferry_bitmap_zero(struct ferry_bitmap *map);
 uint64_t ferry_bitmap_count(const struct ferry_bitmap *map);
 

@@ -57,7 +57,9 @@ static_assert(sizeof(struct summary_bytes) == FERRY_WIRE_SUMMARY_BYTES, "summary
 static_assert(offsetof(struct summary_bytes, device_bytes) == 48, "summary device_bytes");
 static_assert(offsetof(struct summary_bytes, tracker) == 56, "summary tracker");
 
-#define CONFIG_FLAGS (FERRY_WIRE_CONFIG_VERIFY | FERRY_WIRE_CONFIG_CHECKSUM)
+#define CONFIG_FLAGS                                             \
+	(FERRY_WIRE_CONFIG_VERIFY | FERRY_WIRE_CONFIG_CHECKSUM | \
+	 FERRY_WIRE_CONFIG_POSTCOPY | FERRY_WIRE_CONFIG_POSTCOPY_NEEDED)
 
 static bool is_printable(const char *text, size_t len)
 {
@@ -90,6 +92,9 @@ int ferry_wire_config_decode(struct ferry_wire_config *c, const uint8_t *buf, si
 	memcpy(&b, buf, sizeof(b));
 	if (b.reserved[0] || b.reserved[1] || b.reserved[2] ||
 	    b.codec >= FERRY_WIRE_CODEC_COUNT || (le32toh(b.flags) & ~CONFIG_FLAGS))
+		return -EPROTO;
+	if ((le32toh(b.flags) & FERRY_WIRE_CONFIG_POSTCOPY_NEEDED) &&
+	    !(le32toh(b.flags) & FERRY_WIRE_CONFIG_POSTCOPY))
 		return -EPROTO;
 	c->flags = le32toh(b.flags);
 	c->codec = b.codec;

@@ -70,6 +70,8 @@ const char *ferry_wire_feature_text(uint64_t feature)
 		return "LZ4 compression (--compress lz4)";
 	if (feature & FERRY_WIRE_FEATURE_CHECKSUM)
 		return "checksums (--checksum)";
+	if (feature & FERRY_WIRE_FEATURE_POSTCOPY)
+		return "postcopy (--postcopy, --on-stall postcopy)";
 	return "an unknown feature";
 }
 
@@ -108,7 +110,7 @@ static int hello_combination(const struct ferry_wire_hello *h)
 {
 	if (h->role != FERRY_WIRE_ROLE_SOURCE && h->role != FERRY_WIRE_ROLE_DESTINATION)
 		return -EPROTO;
-	if (h->kind < FERRY_WIRE_KIND_MAIN || h->kind > FERRY_WIRE_KIND_RECOVER)
+	if (h->kind < FERRY_WIRE_KIND_MAIN || h->kind > FERRY_WIRE_KIND_FAULT)
 		return -EPROTO;
 	if (h->channels > FERRY_WIRE_MAX_CHANNELS)
 		return -EPROTO;

@@ -20,8 +20,10 @@
 #define FERRY_WIRE_FEATURE_ZSTD (1ull << 0)	/* offered: extents compressed by zstd */
 #define FERRY_WIRE_FEATURE_LZ4 (1ull << 1)	/* offered: extents compressed by LZ4 */
 #define FERRY_WIRE_FEATURE_CHECKSUM (1ull << 2) /* offered: a checksum in each extent */
-#define FERRY_WIRE_FEATURES \
-	(FERRY_WIRE_FEATURE_ZSTD | FERRY_WIRE_FEATURE_LZ4 | FERRY_WIRE_FEATURE_CHECKSUM)
+#define FERRY_WIRE_FEATURE_POSTCOPY (1ull << 3) /* offered: all that is said of postcopy here */
+#define FERRY_WIRE_FEATURES                                                               \
+	(FERRY_WIRE_FEATURE_ZSTD | FERRY_WIRE_FEATURE_LZ4 | FERRY_WIRE_FEATURE_CHECKSUM | \
+	 FERRY_WIRE_FEATURE_POSTCOPY)
 #define FERRY_WIRE_FEATURES_NEEDED 0xffffffff00000000ull /* unknown bits in here refuse a peer */
 
 #define FERRY_WIRE_HELLO_BYTES 64
@@ -40,6 +42,11 @@
 #define FERRY_WIRE_MAX_BLOCK_BYTES (1ull << 46)
 #define FERRY_WIRE_MAX_HOST_PAGE (1u << 30)
 #define FERRY_WIRE_PAGE_BYTES 4096u
+#define FERRY_WIRE_RUN_BYTES 16
+#define FERRY_WIRE_MAX_RUNS 4096	  /* in one DISCARD */
+#define FERRY_WIRE_REQUEST_BYTES 12
+#define FERRY_WIRE_RECEIVED_BYTES 16	  /* before the bits */
+#define FERRY_WIRE_MAX_RECEIVED (64u << 10) /* bytes of bits in one RECEIVED */
 #define FERRY_WIRE_MAX_PACKAGE (64u << 20) /* device state; more means RAM is in it */
 
 enum ferry_wire_role { FERRY_WIRE_ROLE_SOURCE = 1, FERRY_WIRE_ROLE_DESTINATION = 2 };
@@ -48,6 +55,7 @@ enum ferry_wire_kind {
 	FERRY_WIRE_KIND_MAIN = 1,    /* a new migration */
 	FERRY_WIRE_KIND_MULTIFD = 2, /* a data channel of it */
 	FERRY_WIRE_KIND_RECOVER = 3, /* a main channel again, after a lost link */
+	FERRY_WIRE_KIND_FAULT = 4,   /* requests d>s, and packets with what was requested s>d */
 };
 
 /* What the destination answers in its HELLO. */
@@ -93,6 +101,15 @@ enum ferry_wire_type {
 	FERRY_WIRE_ASK = 16,	 /* s>d: empty; only after HELLO kind RECOVER */
 	FERRY_WIRE_ANSWER = 17,	 /* d>s: u32 enum ferry_wire_answer */
 	FERRY_WIRE_GUEST = 18,	 /* s>d: text: kind of guest, between CONFIG and BLOCKS; without it "qmp" */
+	FERRY_WIRE_CANNOT = 19,	 /* d>s: text: no postcopy, and why; before READY */
+	FERRY_WIRE_DISCARD = 20, /* s>d: runs of pages that are to come once more, or never came */
+	FERRY_WIRE_POSTCOPY = 21, /* s>d: those were all; wait for each of them */
+	FERRY_WIRE_RUNNING_LACKS = 22, /* d>s: as RUNNING, and pages are missing */
+	FERRY_WIRE_PLACED = 23,	 /* d>s: none is missing any more */
+	FERRY_WIRE_RECEIVED = 24, /* d>s: struct ferry_wire_received, bits; before an ANSWER */
+	FERRY_WIRE_RECEIVED_END = 25, /* d>s: u64 how many pages are missing */
+	FERRY_WIRE_REQUEST = 26, /* d>s, fault channel: pages of the block named last */
+	FERRY_WIRE_REQUEST_BLOCK = 27, /* d>s, fault channel: a run */
 	FERRY_WIRE_TYPE_COUNT,
 };
 
@@ -103,6 +120,7 @@ enum ferry_wire_answer {
 	FERRY_WIRE_ANSWER_RAN = 1,
 	FERRY_WIRE_ANSWER_WAITING = 2,
 	FERRY_WIRE_ANSWER_REFUSED = 3,
+	FERRY_WIRE_ANSWER_LACKS = 4, /* it ran, and pages are missing */
 };
 
 struct ferry_wire_frame {
@@ -123,6 +141,8 @@ enum ferry_wire_codec {
 
 #define FERRY_WIRE_CONFIG_VERIFY 1u
 #define FERRY_WIRE_CONFIG_CHECKSUM 2u /* every extent carries a checksum */
+#define FERRY_WIRE_CONFIG_POSTCOPY 4u /* the source may switch to postcopy; else CANNOT */
+#define FERRY_WIRE_CONFIG_POSTCOPY_NEEDED 8u /* it will: refuse if it cannot be. With the former */
 struct ferry_wire_config {
 	uint32_t flags;
 	uint8_t codec; /* extents are raw or of this one */
@@ -168,6 +188,22 @@ struct ferry_wire_extent {
 	uint64_t first_page;
 	uint32_t data_bytes; /* of this extent on the wire; 0 for zero pages; less than raw if not */
 	uint32_t checksum;   /* 0: none. ferry_hash_extent() */
+};
+
+/* Pages of a block, in DISCARD and REQUEST_BLOCK. */
+struct ferry_wire_run {
+	uint64_t first_page;
+	uint32_t pages; /* not 0 */
+	uint16_t block;
+};
+
+/*
+ * Which pages are placed at the destination, a bit each, byte by byte from the lowest bit on,
+ * in whole 64-bit words: the pages behind the end of the block are 0.
+ */
+struct ferry_wire_received {
+	uint64_t first_page; /* a multiple of 64 */
+	uint16_t block;
 };
 
 /*
@@ -222,6 +258,24 @@ void ferry_wire_u32_encode(uint32_t v, uint8_t buf[4]);
 int ferry_wire_u32_decode(uint32_t *v, const uint8_t *buf, size_t len);
 void ferry_wire_u64_encode(uint64_t v, uint8_t buf[8]);
 int ferry_wire_u64_decode(uint64_t *v, const uint8_t *buf, size_t len);
+
+void ferry_wire_run_encode(const struct ferry_wire_run *r, uint8_t buf[FERRY_WIRE_RUN_BYTES]);
+/** ferry_wire_run_decode() - @block_pages, @blocks: what it must fit. */
+int ferry_wire_run_decode(struct ferry_wire_run *r, const uint8_t *buf, size_t len,
+			  const uint64_t *block_pages, unsigned int blocks);
+
+/** ferry_wire_request_encode() - all of a run but its block. */
+void ferry_wire_request_encode(const struct ferry_wire_run *r,
+			       uint8_t buf[FERRY_WIRE_REQUEST_BYTES]);
+/** ferry_wire_request_decode() - r->block is in: the block named last. */
+int ferry_wire_request_decode(struct ferry_wire_run *r, const uint8_t *buf, size_t len,
+			      const uint64_t *block_pages, unsigned int blocks);
+
+void ferry_wire_received_encode(const struct ferry_wire_received *r,
+				uint8_t buf[FERRY_WIRE_RECEIVED_BYTES]);
+/** ferry_wire_received_decode() - @len: of the whole frame, bits included. */
+int ferry_wire_received_decode(struct ferry_wire_received *r, const uint8_t *buf, size_t len,
+			       const uint64_t *block_pages, unsigned int blocks);
 
 void ferry_wire_packet_encode(const struct ferry_wire_packet *p,
 			      uint8_t buf[FERRY_WIRE_PACKET_BYTES]);

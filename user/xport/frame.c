@@ -133,7 +133,8 @@ int ferry_frame_recv(int fd, struct ferry_wire_frame *frame, uint8_t **body, uin
 		return read_error(r, frame, err);
 	}
 	buf[frame->length] = 0;
-	if (frame->type == FERRY_WIRE_REFUSED || frame->type == FERRY_WIRE_ABORT)
+	if (frame->type == FERRY_WIRE_REFUSED || frame->type == FERRY_WIRE_ABORT ||
+	    frame->type == FERRY_WIRE_CANNOT)
 		make_printable(buf, frame->length);
 	*body = buf;
 	return 0;

@@ -12,6 +12,10 @@
  * channel loads belongs to the round all are in, and a page that comes again in
  * a later round, on any channel, meets only copies that are older.
  *
+ * With a sink (postcopy) a page is claimed when it is there, good and whole, then written, then
+ * shown to whoever waits for it; what nobody needs any more is dropped. So a lost connection
+ * leaves no page claimed.
+ *
  * @received is the truth about which pages hold data. Zero pages that are not
  * in it are holes already and cost nothing, others are punched out.
  */
@@ -57,7 +61,16 @@ struct ferry_multifd_recv {
 	struct ferry_bitmap *received;
 	uint8_t codec;
 	bool checksum;
+	const struct ferry_multifd_sink *sink; /* atomic */
+	const char *name;
+	void (*ended)(void *ctx);
+	void *ctx;
 	uint64_t block_pages[FERRY_RAM_MAX_BLOCKS];
+	/*
+	 * One channel at a time writes to a block. The kernel sees to that in any case, but who
+	 * waits for its inode lock spins: with two channels writing took half as much CPU again.
+	 */
+	pthread_mutex_t writing[FERRY_RAM_MAX_BLOCKS];
 
 	/* All under the crew's lock. */
 	uint32_t completed;	 /* the last round that every channel has synced */
@@ -78,7 +91,7 @@ fail(struct channel *ch, int errnum, const char *fmt, ...)
 	va_start(ap, fmt);
 	vsnprintf(text, sizeof(text), fmt, ap);
 	va_end(ap);
-	ferry_error_set(&why, errnum, "multifd channel %u: %s", ch->index, text);
+	ferry_error_set(&why, errnum, "%s %u: %s", ch->pool->name, ch->index, text);
 	ferry_crew_stop(&ch->pool->crew, &why);
 	return -errnum;
 }
@@ -161,31 +174,13 @@ static int read_extents(struct channel *ch)
 	}
 }
 
-/* The next page from @page on that holds received data; @end when none does. */
-static uint64_t next_received(const struct ferry_bitmap *map, unsigned int block, uint64_t page,
-			      uint64_t end)
-{
-	while (page < end) {
-		/* Other channels change other bits of the same word meanwhile. */
-		unsigned long word = __atomic_load_n(&map->words[block][page / 64],
-						     __ATOMIC_ACQUIRE) >> (page % 64);
-
-		if (word) {
-			page += (unsigned int)__builtin_ctzl(word);
-			return page < end ? page : end;
-		}
-		page = (page / 64 + 1) * 64;
-	}
-	return end;
-}
-
 /* Where data came before, make holes. */
 static int load_zero(struct channel *ch, const struct ferry_wire_extent *e)
 {
 	const struct ferry_ram_block *block = &ch->pool->ram->blocks[e->block];
 	struct ferry_bitmap *received = ch->pool->received;
 	uint64_t end = e->first_page + e->pages;
-	uint64_t page = next_received(received, e->block, e->first_page, end);
+	uint64_t page = ferry_bitmap_next_atomic(received, e->block, e->first_page, end);
 
 	while (page < end) {
 		uint64_t pages = 1;
@@ -198,7 +193,7 @@ static int load_zero(struct channel *ch, const struct ferry_wire_extent *e)
 			return fail(ch, errno, "making a hole in memory block '%s': %s",
 				    block->name, strerror(errno));
 		ferry_bitmap_clear_atomic(received, e->block, page, pages);
-		page = next_received(received, e->block, page + pages, end);
+		page = ferry_bitmap_next_atomic(received, e->block, page + pages, end);
 	}
 	return 0;
 }
@@ -243,17 +238,68 @@ static int read_data(struct channel *ch)
 	return r;
 }
 
+static int write_pages(struct channel *ch, unsigned int index, uint64_t first, uint64_t pages,
+		       const uint8_t *data)
+{
+	const struct ferry_ram_block *block = &ch->pool->ram->blocks[index];
+	pthread_mutex_t *writing = &ch->pool->writing[index];
+	int r;
+
+	pthread_mutex_lock(writing);
+	r = ferry_io_pwrite(block->fd, data, (size_t)pages << FERRY_PAGE_SHIFT,
+			    (off_t)(block->fd_off_bytes + (first << FERRY_PAGE_SHIFT)));
+	pthread_mutex_unlock(writing);
+	return r ? fail(ch, -r, "writing to memory block '%s': %s", block->name, strerror(-r)) : 0;
+}
+
 static int load_normal(struct channel *ch, const struct ferry_wire_extent *e, const uint8_t *data)
 {
-	const struct ferry_ram_block *block = &ch->pool->ram->blocks[e->block];
-	int r = ferry_io_pwrite(block->fd, data, (size_t)e->pages << FERRY_PAGE_SHIFT,
-				(off_t)(block->fd_off_bytes +
-					(e->first_page << FERRY_PAGE_SHIFT)));
+	int r = write_pages(ch, e->block, e->first_page, e->pages, data);
 
-	if (r)
-		return fail(ch, -r, "writing to memory block '%s': %s", block->name, strerror(-r));
-	ferry_bitmap_set_atomic(ch->pool->received, e->block, e->first_page, e->pages);
-	return 0;
+	if (!r)
+		ferry_bitmap_set_atomic(ch->pool->received, e->block, e->first_page, e->pages);
+	return r;
+}
+
+/* Bring what nobody else does; @data is NULL for zeros, which are holes there already. */
+static int load_claimed(struct channel *ch, const struct ferry_multifd_sink *sink,
+			const struct ferry_wire_extent *e, const uint8_t *data)
+{
+	uint64_t done = 0;
+	int r = 0;
+
+	while (done < e->pages && !r) {
+		uint64_t first = e->first_page + done, n;
+
+		n = sink->claim(sink->ctx, e->block, first, e->pages - done);
+		if (!n) {
+			n = sink->skip(sink->ctx, e->block, first, e->pages - done);
+			done += n;
+			continue;
+		}
+		if (data)
+			r = write_pages(ch, e->block, first, n, data + (done << FERRY_PAGE_SHIFT));
+		if (r) {
+			sink->unclaim(sink->ctx, e->block, first, n);
+			return r;
+		}
+		r = sink->placed(sink->ctx, e->block, first, n, !data);
+		if (r)
+			return fail(ch, -r, "showing pages of memory block '%s' to the guest: %s",
+				    ch->pool->ram->blocks[e->block].name, strerror(-r));
+		done += n;
+	}
+	return r;
+}
+
+static int load_extent(struct channel *ch, const struct ferry_wire_extent *e, const uint8_t *data)
+{
+	const struct ferry_multifd_sink *sink;
+
+	sink = __atomic_load_n(&ch->pool->sink, __ATOMIC_ACQUIRE);
+	if (sink)
+		return load_claimed(ch, sink, e, data);
+	return data ? load_normal(ch, e, data) : load_zero(ch, e);
 }
 
 /* Return: 0, or a negative errno when the pool stopped: a fast source may not keep us busy. */
@@ -319,16 +365,19 @@ static int load_packet(struct channel *ch)
 		return r;
 	r = read_data(ch);
 	for (i = 0; !r && i < ch->packet.extents; i++)
-		r = ch->data[i] ? load_normal(ch, &ch->extents[i], ch->data[i]) :
-				  load_zero(ch, &ch->extents[i]);
+		r = load_extent(ch, &ch->extents[i], ch->data[i]);
 	ch->sequence++;
 	return r ? r : count(ch);
 }
 
 static void *run_channel(void *arg)
 {
-	while (!load_packet(arg))
+	struct channel *ch = arg;
+
+	while (!load_packet(ch))
 		;
+	if (ch->pool->ended)
+		ch->pool->ended(ch->pool->ctx);
 	return NULL;
 }
 
@@ -336,6 +385,8 @@ static void free_pool(struct ferry_multifd_recv *pool)
 {
 	unsigned int i;
 
+	for (i = 0; i < FERRY_RAM_MAX_BLOCKS; i++)
+		pthread_mutex_destroy(&pool->writing[i]);
 	for (i = 0; i < pool->crew.channels; i++) {
 		free(pool->channels[i].buffer);
 		free(pool->channels[i].unpacked);
@@ -375,6 +426,8 @@ int ferry_multifd_recv_create(const struct ferry_multifd_recv_params *params,
 	if (!pool)
 		return ferry_error_set(err, ENOMEM, "no memory for %u multifd channels",
 				       params->channels);
+	for (i = 0; i < FERRY_RAM_MAX_BLOCKS; i++)
+		pthread_mutex_init(&pool->writing[i], NULL);
 	r = ferry_crew_init(&pool->crew, params->fds, params->channels, err);
 	if (r)
 		goto err_free;
@@ -382,6 +435,10 @@ int ferry_multifd_recv_create(const struct ferry_multifd_recv_params *params,
 	pool->received = params->received;
 	pool->codec = params->codec;
 	pool->checksum = params->checksum;
+	pool->sink = params->sink;
+	pool->name = params->name ? params->name : "multifd channel";
+	pool->ended = params->ended;
+	pool->ctx = params->ctx;
 	for (i = 0; i < params->ram->count; i++)
 		pool->block_pages[i] = ferry_ram_block_pages(&params->ram->blocks[i]);
 	for (i = 0; i < params->channels; i++) {
@@ -420,6 +477,22 @@ int ferry_multifd_recv_wait(struct ferry_multifd_recv *pool, uint32_t round, uin
 		break;
 	}
 	pthread_mutex_unlock(&crew->lock);
+	return r;
+}
+
+void ferry_multifd_recv_sink(struct ferry_multifd_recv *pool,
+			     const struct ferry_multifd_sink *sink)
+{
+	__atomic_store_n(&pool->sink, sink, __ATOMIC_RELEASE);
+}
+
+int ferry_multifd_recv_why(struct ferry_multifd_recv *pool, struct ferry_error *err)
+{
+	int r;
+
+	pthread_mutex_lock(&pool->crew.lock);
+	r = ferry_crew_result(&pool->crew, err);
+	pthread_mutex_unlock(&pool->crew.lock);
 	return r;
 }
 

@@ -18,6 +18,22 @@
  */
 struct ferry_multifd_recv;
 
+/*
+ * Postcopy: where a guest runs on what comes, each page is brought by one channel alone and
+ * must be made visible. Called by all channels' threads.
+ */
+struct ferry_multifd_sink {
+	/* Return: how many pages from @first on are the caller's to bring; 0: @first is not. */
+	uint64_t (*claim)(void *ctx, unsigned int block, uint64_t first, uint64_t pages);
+	/* Return: how many pages from @first on nobody needs, at most @pages. */
+	uint64_t (*skip)(void *ctx, unsigned int block, uint64_t first, uint64_t pages);
+	/* Claimed pages cannot be brought after all. */
+	void (*unclaim)(void *ctx, unsigned int block, uint64_t first, uint64_t pages);
+	/* Claimed pages are in the memory file; @zero: as holes. Return: 0 or -errno. */
+	int (*placed)(void *ctx, unsigned int block, uint64_t first, uint64_t pages, bool zero);
+	void *ctx;
+};
+
 struct ferry_multifd_recv_params {
 	const int *fds; /* one a channel; the pool's to close once create succeeded */
 	unsigned int channels;
@@ -25,6 +41,11 @@ struct ferry_multifd_recv_params {
 	struct ferry_bitmap *received; /* pages that hold received data; set and cleared atomically */
 	uint8_t codec;		       /* enum ferry_wire_codec that extents may have beside raw */
 	bool checksum;		       /* every extent must carry one */
+	const struct ferry_multifd_sink *sink; /* from the first packet on; NULL none */
+	const char *name; /* of a channel, in errors; NULL "multifd channel" */
+	/* Called by each channel's thread as it ends: no more good can come. May be NULL. */
+	void (*ended)(void *ctx);
+	void *ctx;
 };
 
 struct ferry_multifd_recv_stats {
@@ -45,6 +66,17 @@ int ferry_multifd_recv_create(const struct ferry_multifd_recv_params *params,
  */
 int ferry_multifd_recv_wait(struct ferry_multifd_recv *pool, uint32_t round, uint64_t deadline_ns,
 			    struct ferry_error *err);
+
+/**
+ * ferry_multifd_recv_sink() - all that comes from now on goes to @sink, which outlives the pool
+ *
+ * Between two rounds: nothing may be under way.
+ */
+void ferry_multifd_recv_sink(struct ferry_multifd_recv *pool,
+			     const struct ferry_multifd_sink *sink);
+
+/** ferry_multifd_recv_why() - Return: 0 while it is well, or why it ended, with the text. */
+int ferry_multifd_recv_why(struct ferry_multifd_recv *pool, struct ferry_error *err);
 
 void ferry_multifd_recv_stats(struct ferry_multifd_recv *pool,
 			      struct ferry_multifd_recv_stats *stats);

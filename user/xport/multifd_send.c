@@ -87,6 +87,7 @@ struct ferry_multifd_send {
 	unsigned int queue_count;
 	uint64_t queued_pages;	/* in the ring and to be read: what the shares are cut from */
 	uint64_t pending_pages; /* queued and not sent yet */
+	uint64_t wake_pages;	/* who waits for so few to be pending is told */
 	uint32_t round;
 	bool syncing;
 	bool watch;
@@ -292,8 +293,8 @@ static int send_runs(struct channel *ch)
 		return r;
 	pthread_mutex_lock(&pool->crew.lock);
 	pool->pending_pages -= ch->run_pages;
-	if (!pool->pending_pages)
-		pthread_cond_broadcast(&pool->crew.changed); /* drain() */
+	if (pool->pending_pages <= pool->wake_pages)
+		pthread_cond_broadcast(&pool->crew.changed); /* room(), drain() */
 	pthread_mutex_unlock(&pool->crew.lock);
 	return 0;
 }
@@ -483,22 +484,30 @@ out:
 	return r;
 }
 
-int ferry_multifd_send_drain(struct ferry_multifd_send *pool, uint64_t deadline_ns,
-			     struct ferry_error *err)
+int ferry_multifd_send_room(struct ferry_multifd_send *pool, uint64_t pages, uint64_t deadline_ns,
+			    struct ferry_error *err)
 {
 	int r;
 
 	pthread_mutex_lock(&pool->crew.lock);
+	pool->wake_pages = pages;
 	for (;;) {
 		r = ferry_crew_result(&pool->crew, err);
-		if (r || !pool->pending_pages)
+		if (r || pool->pending_pages <= pages)
 			break;
 		r = ferry_crew_wait(&pool->crew, deadline_ns);
 		if (r)
 			break;
 	}
+	pool->wake_pages = 0;
 	pthread_mutex_unlock(&pool->crew.lock);
 	return r;
+}
+
+int ferry_multifd_send_drain(struct ferry_multifd_send *pool, uint64_t deadline_ns,
+			     struct ferry_error *err)
+{
+	return ferry_multifd_send_room(pool, 0, deadline_ns, err);
 }
 
 uint64_t ferry_multifd_send_pending(struct ferry_multifd_send *pool)

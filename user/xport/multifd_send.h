@@ -82,6 +82,15 @@ unsigned int ferry_multifd_send_share(uint64_t queued_pages, unsigned int channe
 int ferry_multifd_send_drain(struct ferry_multifd_send *pool, uint64_t deadline_ns,
 			     struct ferry_error *err);
 
+/**
+ * ferry_multifd_send_room() - until at most @pages are queued and not sent, or the deadline
+ *
+ * So that what is queued next does not stand behind all of guest memory. The thread that queues.
+ * Return: 0, -ETIMEDOUT (no text), the error of a channel, -ECANCELED after abort.
+ */
+int ferry_multifd_send_room(struct ferry_multifd_send *pool, uint64_t pages, uint64_t deadline_ns,
+			    struct ferry_error *err);
+
 /** ferry_multifd_send_pending() - pages queued and not sent yet. */
 uint64_t ferry_multifd_send_pending(struct ferry_multifd_send *pool);
 

@@ -1,0 +1,260 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Postcopy: the guest runs at the destination while its memory is still at the source.
+
+The guest of every test checks all the memory it has written, counts, and says so each tick: a
+page that came late, twice or from the wrong time shows as bad memory or a gap.
+"""
+import os
+import signal
+import sys
+import time
+
+import tap
+from lib import (Lab, Netns, check, check_completed, check_equal, check_result, prerequisites,
+                 wait_until)
+from tap import test
+
+# So slow that a page that is wanted is asked for before it comes by itself.
+SLOWLY = ("--max-bandwidth", "24M")
+
+
+def postcopy(lab, guest, target, *args, uri="tcp:127.0.0.1:0", mode=None):
+    """A whole migration that switches to postcopy."""
+    source = guest.qemu
+    recv = lab.recv(target, uri)
+    send = lab.send(source, recv.listening, *args)
+    check_completed(send, recv)
+    check_moved(guest, source, target, send, recv, mode)
+    return send, recv
+
+
+def check_moved(guest, source, target, send, recv, mode):
+    guest.moved(target)
+    wait_until(lambda: not source.alive(), 5, "the source QEMU has quit")
+    check_equal(target.status(), "running", "the destination's state")
+    guest.check_good()
+    target.check_clean()
+    for ferry in (send, recv):
+        if mode:
+            check_equal(ferry.result["mode"], mode, "the mode " + ferry.name + " tells")
+        check_equal(ferry.result["missing_pages"], 0, "pages that are missing at the end")
+    if mode != "precopy":
+        check_equal(send.states()[-4:], ["active", "postcopy-device", "postcopy-active",
+                                         "completed"], "the source's states")
+        check_equal(recv.states()[-4:], ["postcopy-device", "commit-wait", "postcopy-active",
+                                         "completed"], "the destination's states")
+
+
+@test(cases={
+    "now": ("now", (), "postcopy"),
+    "after": ("after=1", (), "hybrid"),
+    "checksum-zstd": ("now", ("--checksum", "--compress", "zstd", "--channels", 4), "postcopy"),
+    "tracker": ("now", ("--tracker", "pagemap"), "postcopy"),
+})
+def moves(lab, when, args, mode):
+    guest = lab.guest()
+    send, recv = postcopy(lab, guest, lab.destination(), "--postcopy", when, *SLOWLY, *args,
+                          mode=mode)
+    check(recv.result["faults"] > 0, "nobody waited for a page: %s", recv.result)
+    check(recv.result["blocktime_ns"] > 0, "waits took no time: %s", recv.result)
+    check_equal(sum(recv.result["fault_us"]) > 0, True, "a histogram of waits")
+    check(send.result["fault_pages"] <= send.result["faults"], "more was sent than asked for")
+
+
+class Trial:
+    """A migration in postcopy-active, or on its way to it, to which something happens."""
+
+    def __init__(self, lab, send=None, recv=None, args=("--postcopy", "now") + SLOWLY, timeout=20,
+                 netns=None):
+        self.lab, self.netns = lab, netns
+        self.guest = lab.boot(append="ferry.dirty=16 ferry.pause_ms=10")
+        self.source, self.target = self.guest.qemu, lab.destination()
+        uri = "tcp:%s:0" % (netns.right_address if netns else "127.0.0.1")
+        self.recv = lab.ferry("recv", self.target.uri, uri, "--timeout", timeout, fault=recv,
+                              netns=netns and netns.right)
+        self.uri = self.recv.wait_listening()
+        self.send = lab.ferry("send", self.source.uri, self.uri, "--timeout", timeout, *args,
+                              fault=send, netns=netns and netns.left)
+
+    def running(self):
+        """Both sides say that pages are being sent for a guest that runs."""
+        self.send.wait_state("postcopy-active")
+        self.recv.wait_state("postcopy-active")
+        return self
+
+    def completed(self):
+        for ferry in (self.send, self.recv):
+            ferry.finish(40)
+            check_result(ferry.result, "completed", guest="destination", error=None,
+                         missing_pages=0)
+            ferry.check_code(0)
+        self.guest.moved(self.target)
+        wait_until(lambda: not self.source.alive(), 5, "the source QEMU has quit")
+        self.guest.check_good()
+        self.target.check_clean()
+
+    def at_source(self):
+        self.send.finish(30).check_code(1)
+        self.recv.finish(30).check_code(1)
+        check(self.send.result["error"], "it failed and does not say why")
+        check(self.source.running(), "the guest does not run at the source")
+        check(not self.target.running(), "the destination runs the guest too")
+        self.guest.check_good()
+        self.source.check_clean()
+
+
+@test()
+def on_stall(lab):
+    """A guest that writes faster than it can be sent, and a limit that it can never meet."""
+    guest = lab.boot(append="ferry.mib=4 ferry.dirty=256 ferry.pause_ms=5")
+    send, _ = postcopy(lab, guest, lab.destination(), "--postcopy", "on-stall", "--max-bandwidth",
+                       "24M", "--downtime-limit", 5, mode="hybrid")
+    check(send.result["rounds"] >= 2, "it switched before it could know: %s", send.result)
+
+
+@test()
+def by_command(lab):
+    guest = lab.boot(append="ferry.dirty=24 ferry.pause_ms=0")
+    source, target = guest.qemu, lab.destination()
+    recv = lab.recv(target)
+    send = lab.send(source, recv.listening, "--max-bandwidth", "32M", "--downtime-limit", 1)
+    send.wait_event(lambda e: e.get("event") == "progress" and e["round"] > 1, 15, "a round")
+    run = lab.run("postcopy", target.id + "-in")
+    run.check_code(1)
+    check("is the destination" in run.stderr, "the wrong side does not say so: %s", run.stderr)
+    lab.run("postcopy", source.id).check_code(0)
+    check_completed(send, recv)
+    check_moved(guest, source, target, send, recv, "hybrid")
+
+
+@test()
+def command_too_early(lab):
+    guest = lab.guest()
+    recv = lab.recv(lab.destination())
+    send = lab.ferry("send", guest.qemu.uri, recv.listening, "--verify",
+                     "--pause-before-switchover")
+    send.wait_state("pre-switchover")
+    run = lab.run("postcopy", guest.qemu.id)
+    run.check_code(1)
+    check("started with --verify" in run.stderr, "no reason: %s", run.stderr)
+    lab.run("cancel", guest.qemu.id).check_code(0)
+    send.finish().check_code(1)
+    recv.finish().check_code(1)
+    guest.check_good()
+
+
+@test(cases={stage.replace(":", "-"): (side, stage) for side, stage in (
+    ("send", "switch:kill"), ("send", "discard:kill"), ("send", "discard:fail"),
+    ("send", "package:kill"), ("send", "loaded:fail"), ("recv", "listening:kill"),
+    ("recv", "listening:fail"), ("recv", "load:kill"), ("recv", "load:fail"),
+)})
+def back_to_the_source(lab, side, stage):
+    """Up to COMMIT whatever fails leaves the guest where it was, armed or not."""
+    trial = Trial(lab, **{side: stage})
+    trial.at_source()
+
+
+@test()
+def cancelled_while_loading(lab):
+    """postcopy-device is a state in which a person may still change his mind."""
+    trial = Trial(lab, recv="load:delay=1500")
+    trial.send.wait_state("postcopy-device")
+    status = lab.run("status", trial.source.id, "--json")
+    check('"state":"postcopy-device"' in status.stdout, "status says %s", status.stdout)
+    lab.run("cancel", trial.source.id).check_code(0)
+    trial.at_source()
+    check_equal(trial.send.result["event"], "cancelled", "how it ended")
+
+
+@test(cases={stage.replace(":", "-"): (side, stage) for side, stage in (
+    ("send", "commit:kill"), ("send", "run:kill"), ("send", "lacks:kill"), ("send", "running:kill"),
+    ("recv", "commit-wait:kill"), ("recv", "run-accepted:kill"), ("recv", "start:kill"),
+    ("recv", "lacks-sent:kill"), ("recv", "placed:kill"),
+)})
+def worker_killed(lab, side, stage):
+    """After COMMIT the guardian starts another worker, which finds out and goes on."""
+    trial = Trial(lab, **{side: stage})
+    if stage == "commit-wait:kill":
+        trial.at_source()
+    else:
+        trial.completed()
+
+
+@test(cases={"send": ("send",), "recv": ("recv",)})
+def worker_killed_under_way(lab, side):
+    """Twice, in the middle of it all."""
+    trial = Trial(lab, args=("--postcopy", "now", "--max-bandwidth", "12M")).running()
+    ferry = getattr(trial, side)
+    trial.guest.moved(trial.target)
+    for _ in range(2):
+        trial.guest.wait_ticks(2, 30)
+        before = len(ferry.states())
+        os.kill(ferry.worker(), signal.SIGKILL)
+        wait_until(lambda: "postcopy-active" in ferry.states()[before:], 20,
+                   "another worker has taken over")
+    trial.guest.hosts.pop()
+    trial.completed()
+
+
+@test(timeout=60)
+def link_cut(lab):
+    """The link is lost, both sides pause, the guest goes on with what it has; then again."""
+    netns = Netns(lab)
+    trial = Trial(lab, args=("--postcopy", "now", "--max-bandwidth", "12M"), netns=netns,
+                  timeout=2).running()
+    for _ in range(2):
+        netns.cut()
+        before = len(trial.send.states()), len(trial.recv.states())
+        wait_until(lambda: "postcopy-paused" in trial.send.states()[before[0]:] and
+                   "postcopy-paused" in trial.recv.states()[before[1]:], 20, "both sides pause")
+        # It tries by itself for --timeout; then a person says when.
+        netns.restore()
+        wait_until(lambda: recovers(lab, trial, before[0]), 20, "it goes on")
+    trial.completed()
+
+
+def recovers(lab, trial, before):
+    if "postcopy-active" in trial.send.states()[before:]:
+        return True
+    lab.run("recover", trial.source.id, netns=trial.netns.left)
+    time.sleep(0.2)
+    return False
+
+
+@test(timeout=60)
+def left_paused(lab):
+    """A paused source that is told to end says what to type, and that works."""
+    netns = Netns(lab)
+    trial = Trial(lab, args=("--postcopy", "now", "--max-bandwidth", "12M"), netns=netns,
+                  timeout=1).running()
+    netns.cut()
+    trial.send.wait_state("postcopy-paused")
+    run = lab.run("cancel", trial.source.id, netns=netns.left)
+    run.check_code(1)
+    check("cannot be cancelled any more" in run.stderr, "cancel says: %s", run.stderr)
+    wait_until(lambda: end_of(trial.send), 15, "the paused source ends when it is told to")
+    trial.send.check_code(3)
+    result = check_result(trial.send.result, "failed", state="postcopy-paused",
+                          guest="destination")
+    check("ferry recover %s" % trial.source.id in result["advice"], "advice: %s", result["advice"])
+    check(trial.source.alive() and not trial.source.running(), "the source is %s",
+          trial.source.status())
+    run = lab.run("resume", trial.source.id, "--force-source", netns=netns.left)
+    run.check_code(3)
+    check(not trial.source.running(), "the source was resumed while the destination runs")
+    netns.restore()
+    trial.send = lab.ferry("recover", trial.source.id, "--timeout", 20, netns=netns.left)
+    trial.completed()
+
+
+def end_of(ferry):
+    if ferry.process.poll() is not None:
+        return True
+    os.kill(ferry.pid, signal.SIGTERM)
+    time.sleep(0.2)
+    return False
+
+
+if __name__ == "__main__":
+    sys.exit(tap.main(Lab, prerequisites))

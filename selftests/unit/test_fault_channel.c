@@ -1,0 +1,358 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/*
+ * The fault channel: a server over one memory file, what comes of its answers at a pool with
+ * a sink over another one, and requests that no honest destination makes.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "base/clock.h"
+#include "base/io.h"
+#include "fault/pages.h"
+#include "ram/bitmap.h"
+#include "wire/wire.h"
+#include "xport/fault_channel.h"
+#include "xport/frame.h"
+#include "xport/multifd_recv.h"
+
+#define PAGES 100u
+#define WAIT_MS 20000
+
+static struct lab {
+	struct ferry_ram_block blocks[2][2]; /* of the source, of the destination */
+	struct ferry_ram from, to;
+	struct ferry_bitmap left; /* at the source */
+	int sv[2];
+	struct ferry_page_server *server;
+	struct ferry_multifd_recv *recv;
+	struct ferry_page_asker asker;
+	struct ferry_fault_pages pages;
+	int placed_fd;
+
+	pthread_mutex_t lock;
+	pthread_cond_t changed;
+	unsigned int placed[2][PAGES]; /* how often */
+	unsigned int zeros;
+	unsigned int ended;
+} lab;
+
+static uint64_t take(void *ctx, unsigned int block, uint64_t first, uint64_t pages)
+{
+	(void)ctx;
+	return ferry_bitmap_take_atomic(&lab.left, block, first, pages);
+}
+
+static void server_ended(void *ctx)
+{
+	(void)ctx;
+	pthread_mutex_lock(&lab.lock);
+	lab.ended++;
+	pthread_cond_broadcast(&lab.changed);
+	pthread_mutex_unlock(&lab.lock);
+}
+
+static uint64_t claim(void *ctx, unsigned int block, uint64_t first, uint64_t pages)
+{
+	(void)ctx;
+	return ferry_fault_pages_claim(&lab.pages, block, first, pages);
+}
+
+static uint64_t not_absent(void *ctx, unsigned int block, uint64_t first, uint64_t pages)
+{
+	(void)ctx;
+	return ferry_fault_pages_skip(&lab.pages, block, first, pages);
+}
+
+static void unclaim(void *ctx, unsigned int block, uint64_t first, uint64_t pages)
+{
+	(void)ctx;
+	ferry_fault_pages_unclaim(&lab.pages, block, first, pages);
+}
+
+static int placed(void *ctx, unsigned int block, uint64_t first, uint64_t pages, bool zero)
+{
+	uint64_t i;
+
+	(void)ctx;
+	ferry_fault_pages_place(&lab.pages, block, first, pages);
+	pthread_mutex_lock(&lab.lock);
+	for (i = first; i < first + pages; i++)
+		lab.placed[block][i]++;
+	lab.zeros += zero;
+	pthread_cond_broadcast(&lab.changed);
+	pthread_mutex_unlock(&lab.lock);
+	return 0;
+}
+
+static const struct ferry_multifd_sink sink = {
+	.claim = claim, .skip = not_absent, .unclaim = unclaim, .placed = placed,
+};
+
+static void make_ram(struct ferry_ram *ram, struct ferry_ram_block *blocks)
+{
+	unsigned int i;
+
+	for (i = 0; i < 2; i++) {
+		blocks[i] = (struct ferry_ram_block){
+			.size_bytes = PAGES * FERRY_PAGE_SIZE, .page_size = FERRY_PAGE_SIZE,
+			.fd = memfd_create("ram", MFD_CLOEXEC),
+		};
+		assert_int_equal(ftruncate(blocks[i].fd, PAGES * FERRY_PAGE_SIZE), 0);
+	}
+	*ram = (struct ferry_ram){ blocks, 2 };
+}
+
+static void fill(unsigned int block, uint64_t page, uint8_t value)
+{
+	uint8_t bytes[FERRY_PAGE_SIZE];
+
+	memset(bytes, value, sizeof(bytes));
+	assert_int_equal(ferry_io_pwrite(lab.from.blocks[block].fd, bytes, sizeof(bytes),
+					 (off_t)(page * FERRY_PAGE_SIZE)), 0);
+}
+
+static uint8_t arrived(unsigned int block, uint64_t page)
+{
+	uint8_t bytes[FERRY_PAGE_SIZE];
+	unsigned int i;
+
+	assert_int_equal(ferry_io_pread(lab.to.blocks[block].fd, bytes, sizeof(bytes),
+					(off_t)(page * FERRY_PAGE_SIZE)), 0);
+	for (i = 1; i < sizeof(bytes); i++)
+		assert_int_equal(bytes[i], bytes[0]);
+	return bytes[0];
+}
+
+static void start_server(bool checksum)
+{
+	struct ferry_page_server_params params = {
+		.fd = lab.sv[0], .ram = &lab.from, .checksum = checksum, .take = take,
+		.ended = server_ended,
+	};
+	struct ferry_error err;
+
+	assert_int_equal(ferry_page_server_create(&params, &lab.server, &err), 0);
+	lab.sv[0] = -1;
+}
+
+static void start_recv(bool checksum)
+{
+	struct ferry_multifd_recv_params params = {
+		.fds = &lab.sv[1], .channels = 1, .ram = &lab.to, .checksum = checksum,
+		.sink = &sink, .name = "fault channel",
+	};
+	struct ferry_error err;
+
+	ferry_page_asker_set(&lab.asker, dup(lab.sv[1]));
+	assert_int_equal(ferry_multifd_recv_create(&params, &lab.recv, &err), 0);
+	lab.sv[1] = -1;
+}
+
+static int setup(void **state)
+{
+	struct ferry_error err;
+	unsigned int i;
+
+	(void)state;
+	memset(&lab, 0, sizeof(lab));
+	pthread_mutex_init(&lab.lock, NULL);
+	pthread_cond_init(&lab.changed, NULL);
+	make_ram(&lab.from, lab.blocks[0]);
+	make_ram(&lab.to, lab.blocks[1]);
+	assert_int_equal(ferry_bitmap_init(&lab.left, &lab.from), 0);
+	lab.placed_fd = memfd_create("placed", MFD_CLOEXEC);
+	assert_int_equal(ferry_fault_pages_init(&lab.pages, &lab.to, lab.placed_fd, true, &err), 0);
+	for (i = 0; i < 2; i++) {
+		ferry_bitmap_set(&lab.left, i, 0, PAGES);
+		ferry_fault_pages_lack(&lab.pages, i, 0, PAGES);
+	}
+	ferry_page_asker_init(&lab.asker);
+	return socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, lab.sv);
+}
+
+static int teardown(void **state)
+{
+	unsigned int i;
+
+	(void)state;
+	ferry_page_asker_free(&lab.asker);
+	ferry_multifd_recv_free(lab.recv);
+	ferry_page_server_free(lab.server);
+	for (i = 0; i < 2; i++) {
+		ferry_io_close(&lab.sv[i]);
+		close(lab.from.blocks[i].fd);
+		close(lab.to.blocks[i].fd);
+	}
+	ferry_fault_pages_free(&lab.pages);
+	ferry_bitmap_free(&lab.left);
+	close(lab.placed_fd);
+	return 0;
+}
+
+/* Until a page was placed for the first time, or the server has ended. */
+static void await(const unsigned int *count)
+{
+	struct timespec until;
+
+	clock_gettime(CLOCK_REALTIME, &until);
+	until.tv_sec += WAIT_MS / 1000;
+	pthread_mutex_lock(&lab.lock);
+	while (!*count)
+		assert_int_equal(pthread_cond_timedwait(&lab.changed, &lab.lock, &until), 0);
+	pthread_mutex_unlock(&lab.lock);
+}
+
+static void asked_and_answered(void **state)
+{
+	struct ferry_page_server_stats stats;
+
+	(void)state;
+	fill(0, 7, 0x70);
+	fill(0, 8, 0x80);
+	fill(1, 99, 0x99);
+	start_server(true);
+	start_recv(true);
+	assert_int_equal(ferry_page_asker_ask(&lab.asker, 0, 7, 1), 0);
+	assert_int_equal(ferry_page_asker_ask(&lab.asker, 0, 8, 2), 0); /* 9 is a hole */
+	assert_int_equal(ferry_page_asker_ask(&lab.asker, 1, 99, 1), 0);
+	await(&lab.placed[1][99]); /* in order, so all are there */
+	assert_int_equal(arrived(0, 7), 0x70);
+	assert_int_equal(arrived(0, 8), 0x80);
+	assert_int_equal(arrived(1, 99), 0x99);
+	assert_int_equal(lab.placed[0][9], 1);
+	assert_int_equal(lab.zeros, 1);
+	assert_int_equal(ferry_fault_pages_missing(&lab.pages), 2 * PAGES - 4);
+	ferry_page_server_stats(lab.server, &stats);
+	assert_int_equal(stats.requests, 3);
+	assert_int_equal(stats.pages, 4);
+	assert_int_equal(stats.zero_pages, 1);
+}
+
+/* What was sent already is on its way on another channel. */
+static void once(void **state)
+{
+	struct ferry_page_server_stats stats;
+
+	(void)state;
+	start_server(false);
+	start_recv(false);
+	assert_int_equal(ferry_bitmap_take_atomic(&lab.left, 0, 3, 1), 1);
+	assert_int_equal(ferry_page_asker_ask(&lab.asker, 0, 2, 3), 0);
+	assert_int_equal(ferry_page_asker_ask(&lab.asker, 0, 2, 3), 0);
+	assert_int_equal(ferry_page_asker_ask(&lab.asker, 0, 5, 1), 0);
+	await(&lab.placed[0][5]);
+	assert_int_equal(lab.placed[0][2], 1);
+	assert_int_equal(lab.placed[0][3], 0);
+	assert_int_equal(lab.placed[0][4], 1);
+	ferry_page_server_stats(lab.server, &stats);
+	assert_int_equal(stats.requests, 3);
+	assert_int_equal(stats.pages, 3);
+}
+
+/* A page that is here is not written again, whatever comes. */
+static void late_copy(void **state)
+{
+	(void)state;
+	fill(0, 1, 0x11);
+	fill(0, 2, 0x22);
+	assert_int_equal(ferry_fault_pages_claim(&lab.pages, 0, 1, 1), 1);
+	ferry_fault_pages_place(&lab.pages, 0, 1, 1);
+	start_server(false);
+	start_recv(false);
+	assert_int_equal(ferry_page_asker_ask(&lab.asker, 0, 1, 2), 0);
+	await(&lab.placed[0][2]);
+	assert_int_equal(lab.placed[0][1], 0);
+	assert_int_equal(arrived(0, 1), 0);
+	assert_int_equal(arrived(0, 2), 0x22);
+}
+
+static void lost_line(void **state)
+{
+	struct ferry_error err;
+
+	(void)state;
+	assert_int_equal(ferry_page_asker_ask(&lab.asker, 0, 1, 1), -ENOTCONN);
+	start_server(false);
+	start_recv(false);
+	ferry_multifd_recv_free(lab.recv);
+	lab.recv = NULL;
+	await(&lab.ended);
+	assert_int_equal(ferry_page_server_why(lab.server, &err), -EPIPE);
+	assert_int_equal(ferry_page_asker_ask(&lab.asker, 0, 1, 1), -EPIPE);
+	ferry_page_asker_set(&lab.asker, -1);
+	assert_int_equal(ferry_page_asker_ask(&lab.asker, 0, 1, 1), -ENOTCONN);
+}
+
+/* A peer that never reads: no page fault may wait for it. */
+static void deaf_peer(void **state)
+{
+	unsigned int n = 0;
+	int r;
+
+	(void)state;
+	ferry_page_asker_set(&lab.asker, dup(lab.sv[1]));
+	do
+		r = ferry_page_asker_ask(&lab.asker, n % 2, 1, 1);
+	while (!r && n++ < 10000000);
+	assert_int_equal(r, -EPIPE);
+}
+
+static void bad_requests(void **state)
+{
+	static const struct {
+		unsigned int type;
+		struct ferry_wire_run run;
+		int want;
+		const char *text;
+	} bad[] = {
+		{ FERRY_WIRE_REQUEST_BLOCK, { 100, 1, 0 }, -ERANGE,
+		  "fault channel: the destination asked for pages outside of guest memory" },
+		{ FERRY_WIRE_REQUEST_BLOCK, { 0, 1, 2 }, -ERANGE,
+		  "fault channel: the destination asked for pages outside of guest memory" },
+		{ FERRY_WIRE_REQUEST_BLOCK, { 0, 0, 0 }, -EPROTO,
+		  "fault channel: the destination sent a bad request" },
+		{ FERRY_WIRE_ASK, { 0, 0, 0 }, -EPROTO,
+		  "fault channel: the destination sent a frame that does not belong there" },
+	};
+	uint8_t body[FERRY_WIRE_RUN_BYTES];
+	struct ferry_error err;
+	size_t i;
+
+	for (i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
+		start_server(false);
+		ferry_wire_run_encode(&bad[i].run, body);
+		assert_int_equal(ferry_frame_send(lab.sv[1], bad[i].type, body,
+						  bad[i].type == FERRY_WIRE_ASK ? 0 : sizeof(body),
+						  ferry_clock_in_ms(WAIT_MS)), 0);
+		await(&lab.ended);
+		assert_int_equal(ferry_page_server_why(lab.server, &err), bad[i].want);
+		assert_string_equal(err.text, bad[i].text);
+		assert_int_equal(ferry_bitmap_count(&lab.left), 2 * PAGES);
+		teardown(state);
+		setup(state);
+	}
+}
+
+int main(void)
+{
+#define WITH_LAB(test) cmocka_unit_test_setup_teardown(test, setup, teardown)
+	const struct CMUnitTest tests[] = {
+		WITH_LAB(asked_and_answered), WITH_LAB(once),	    WITH_LAB(late_copy),
+		WITH_LAB(lost_line),	      WITH_LAB(deaf_peer),  WITH_LAB(bad_requests),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}

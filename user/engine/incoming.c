@@ -1,0 +1,524 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/*
+ * Postcopy at the destination.
+ *
+ * The guest runs here while pages are missing. Four kinds of threads take part, and none
+ * of them waits for another:
+ *
+ *   fault thread      hears who touches a missing page and asks the source for it (want())
+ *   channels          the multifd pool and the line (the fault channel, a pool of one): each
+ *                     takes in pages, claims them, writes them to the memory file, shows them
+ *   helper            tells the network, maps what precopy brought, so that it does not fault
+ *   migration thread  frames of the main channel; never touches guest memory
+ *
+ * The VMM's monitor hangs while a vCPU waits for a page, so nothing here talks to it between
+ * listen() and end(), but for loading and starting the guest (by the migration thread, while
+ * the channels serve) and the helper.
+ */
+#include "engine/incoming.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/io.h"
+#include "base/log.h"
+#include "fault/uffd.h"
+
+static const char *const step_names[] = {
+	[FERRY_INCOMING_NONE] = "none",		  [FERRY_INCOMING_ADVISE] = "advise",
+	[FERRY_INCOMING_DISCARD] = "discard",	  [FERRY_INCOMING_LISTENING] = "listening",
+	[FERRY_INCOMING_RUNNING] = "running",	  [FERRY_INCOMING_END] = "end",
+};
+_Static_assert(sizeof(step_names) / sizeof(step_names[0]) == FERRY_INCOMING_STEPS,
+	       "every step has a name");
+
+/* Loading device state, and what became of it. */
+enum { LOAD_NONE, LOAD_RUNS, LOAD_VOID };
+
+static enum ferry_incoming_step step_now(const struct ferry_incoming *in)
+{
+	return __atomic_load_n(&in->step, __ATOMIC_ACQUIRE);
+}
+
+static int step_error(const struct ferry_incoming *in, const char *frame, struct ferry_error *err)
+{
+	return ferry_error_set(err, EPROTO, "the source sent %s in incoming state %s", frame,
+			       step_names[step_now(in)]);
+}
+
+/* From @from to @to, or an error that names @frame. */
+static int step_to(struct ferry_incoming *in, enum ferry_incoming_step from,
+		   enum ferry_incoming_step to, const char *frame, struct ferry_error *err)
+{
+	enum ferry_incoming_step expected = from;
+
+	if (__atomic_compare_exchange_n(&in->step, &expected, to, false, __ATOMIC_ACQ_REL,
+					__ATOMIC_ACQUIRE))
+		return 0;
+	return step_error(in, frame, err);
+}
+
+/* ---- the sink of all channels ---- */
+
+static uint64_t sink_claim(void *ctx, unsigned int block, uint64_t first, uint64_t pages)
+{
+	struct ferry_incoming *in = ctx;
+
+	return ferry_fault_pages_claim(&in->pages, block, first, pages);
+}
+
+static uint64_t sink_skip(void *ctx, unsigned int block, uint64_t first, uint64_t pages)
+{
+	struct ferry_incoming *in = ctx;
+
+	return ferry_fault_pages_skip(&in->pages, block, first, pages);
+}
+
+static void sink_unclaim(void *ctx, unsigned int block, uint64_t first, uint64_t pages)
+{
+	struct ferry_incoming *in = ctx;
+
+	ferry_fault_pages_unclaim(&in->pages, block, first, pages);
+}
+
+static void wake(struct ferry_incoming *in)
+{
+	uint64_t one = 1;
+
+	if (write(in->wake_fd, &one, sizeof(one)) < 0)
+		ferry_log_debug("nobody to wake");
+}
+
+static int sink_placed(void *ctx, unsigned int block, uint64_t first, uint64_t pages, bool zero)
+{
+	struct ferry_incoming *in = ctx;
+	int r = ferry_fault_placed(in->fault, block, first, pages, zero);
+
+	if (!ferry_fault_pages_missing(&in->pages)) {
+		__atomic_store_n(&in->stop, 1, __ATOMIC_RELAXED);
+		wake(in);
+	}
+	return r;
+}
+
+static void want(void *ctx, unsigned int block, uint64_t page)
+{
+	struct ferry_incoming *in = ctx;
+
+	/* Without a connection it is asked for when there is one again. */
+	if (ferry_page_asker_ask(&in->asker, block, page, 1))
+		ferry_log_debug("page %llu of block %u cannot be asked for now",
+				(unsigned long long)page, block);
+}
+
+/* ---- life ---- */
+
+void ferry_incoming_init(struct ferry_incoming *in, struct ferry_job *job, int wake_fd)
+{
+	memset(in, 0, sizeof(*in));
+	in->job = job;
+	in->wake_fd = wake_fd;
+	in->uffd = -1;
+	in->placed_fd = -1;
+	in->sink = (struct ferry_multifd_sink){
+		.claim = sink_claim,
+		.skip = sink_skip,
+		.unclaim = sink_unclaim,
+		.placed = sink_placed,
+		.ctx = in,
+	};
+	ferry_page_asker_init(&in->asker);
+}
+
+static void set_line(struct ferry_incoming *in, struct ferry_multifd_recv *line)
+{
+	struct ferry_multifd_recv *old;
+
+	pthread_mutex_lock(&in->job->lock);
+	old = in->line;
+	in->line = line;
+	pthread_mutex_unlock(&in->job->lock);
+	ferry_multifd_recv_free(old);
+}
+
+void ferry_incoming_cut(struct ferry_incoming *in)
+{
+	ferry_page_asker_set(&in->asker, -1);
+	set_line(in, NULL);
+}
+
+static void join_helper(struct ferry_incoming *in)
+{
+	if (!in->helping)
+		return;
+	__atomic_store_n(&in->stop, 1, __ATOMIC_RELAXED);
+	pthread_join(in->helper, NULL);
+	in->helping = false;
+}
+
+void ferry_incoming_end(struct ferry_incoming *in)
+{
+	if (!ferry_incoming_armed(in))
+		return;
+	__atomic_store_n(&in->step, FERRY_INCOMING_END, __ATOMIC_RELEASE);
+	ferry_incoming_cut(in);
+	join_helper(in);
+	ferry_incoming_stats(in);
+	ferry_fault_stop(in->fault, true);
+	in->fault = NULL;
+	ferry_io_close(&in->uffd);
+	ferry_incoming_let_go(in);
+}
+
+void ferry_incoming_free(struct ferry_incoming *in)
+{
+	ferry_incoming_cut(in);
+	join_helper(in);
+	ferry_fault_stop(in->fault, false);
+	if (in->pages_ready)
+		ferry_fault_pages_free(&in->pages);
+	if (in->lacks_ready)
+		ferry_bitmap_free(&in->lacks);
+	ferry_io_close(&in->uffd);
+	ferry_io_close(&in->placed_fd);
+	ferry_page_asker_free(&in->asker);
+	free(in->addrs);
+}
+
+bool ferry_incoming_armed(const struct ferry_incoming *in)
+{
+	enum ferry_incoming_step step = step_now(in);
+
+	return step == FERRY_INCOMING_LISTENING || step == FERRY_INCOMING_RUNNING;
+}
+
+uint64_t ferry_incoming_missing(const struct ferry_incoming *in)
+{
+	return ferry_incoming_armed(in) ? ferry_fault_pages_missing(&in->pages) : 0;
+}
+
+void ferry_incoming_stats(struct ferry_incoming *in)
+{
+	struct ferry_fault_stats st;
+	unsigned int i;
+
+	if (!in->fault)
+		return;
+	ferry_fault_stats(in->fault, &st);
+	pthread_mutex_lock(&in->job->lock);
+	in->job->stats.faults = st.wanted;
+	in->job->stats.blocktime_ns = st.total_wait_ns;
+	in->job->stats.blocktime_max_ns = st.max_wait_ns;
+	in->job->stats.waiting = st.waiting;
+	in->job->stats.missing_pages = ferry_fault_pages_missing(&in->pages);
+	for (i = 0; i < FERRY_STATS_BUCKETS && i < FERRY_FAULT_BUCKETS; i++)
+		in->job->stats.fault_us[i] = st.histogram[i];
+	pthread_mutex_unlock(&in->job->lock);
+}
+
+/* ---- before the switch ---- */
+
+int ferry_incoming_advise(struct ferry_incoming *in, struct ferry_guest *guest,
+			  const struct ferry_ram *ram, const struct ferry_wire_config *config,
+			  struct ferry_error *err)
+{
+	unsigned int i;
+	int r;
+
+	if (!guest->ops->userfaultfd)
+		return ferry_error_set(err, EOPNOTSUPP, "guests of %s: cannot wait for pages",
+				       guest->ops->scheme);
+	for (i = 0; i < ram->count; i++)
+		if (!ram->blocks[i].vmm_addr)
+			return ferry_error_set(err, EOPNOTSUPP, "it is not known where the VMM maps "
+					       "memory block '%s'", ram->blocks[i].name);
+	r = ferry_fault_uffd_probe(ram, err);
+	if (r)
+		return r;
+	in->guest = guest;
+	in->ram = ram;
+	in->config = *config;
+	return step_to(in, FERRY_INCOMING_NONE, FERRY_INCOMING_ADVISE, "BLOCKS", err);
+}
+
+int ferry_incoming_ready(struct ferry_incoming *in, struct ferry_error *err)
+{
+	if (in->uffd >= 0)
+		return 0;
+	return in->guest->ops->userfaultfd(in->guest, &in->uffd, err);
+}
+
+static int punch(struct ferry_incoming *in, const struct ferry_wire_run *run,
+		 struct ferry_error *err)
+{
+	const struct ferry_ram_block *b = &in->ram->blocks[run->block];
+
+	if (!fallocate(b->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+		       (off_t)(b->fd_off_bytes + (run->first_page << FERRY_PAGE_SHIFT)),
+		       (off_t)((uint64_t)run->pages << FERRY_PAGE_SHIFT)))
+		return 0;
+	return ferry_error_set(err, errno, "freeing pages of memory block '%s' that are to come "
+			       "again: %s", b->name, strerror(errno));
+}
+
+static int lacks_begin(struct ferry_incoming *in, struct ferry_error *err)
+{
+	int r;
+
+	if (in->lacks_ready)
+		return 0;
+	r = ferry_bitmap_init(&in->lacks, in->ram);
+	if (r)
+		return ferry_error_set(err, -r, "no memory for the map of missing pages");
+	in->lacks_ready = true;
+	return 0;
+}
+
+int ferry_incoming_discard(struct ferry_incoming *in, const uint8_t *body, uint32_t length,
+			   struct ferry_error *err)
+{
+	uint64_t block_pages[FERRY_RAM_MAX_BLOCKS];
+	unsigned int i;
+	uint32_t at;
+	int r;
+
+	if (step_now(in) != FERRY_INCOMING_DISCARD) {
+		r = step_to(in, FERRY_INCOMING_ADVISE, FERRY_INCOMING_DISCARD, "DISCARD", err);
+		if (r)
+			return r;
+	}
+	r = lacks_begin(in, err);
+	for (i = 0; !r && i < in->ram->count; i++)
+		block_pages[i] = ferry_ram_block_pages(&in->ram->blocks[i]);
+	for (at = 0; !r && at < length; at += FERRY_WIRE_RUN_BYTES) {
+		struct ferry_wire_run run;
+
+		r = ferry_wire_run_decode(&run, body + at, FERRY_WIRE_RUN_BYTES, block_pages,
+					  in->ram->count);
+		if (r) {
+			ferry_error_set(err, -r, "the source sent a bad run of pages in DISCARD");
+			break;
+		}
+		r = punch(in, &run, err);
+		if (!r)
+			ferry_bitmap_set(&in->lacks, run.block, run.first_page, run.pages);
+	}
+	return r;
+}
+
+/* ---- the switch ---- */
+
+static int zap(void *ctx, struct ferry_error *err)
+{
+	struct ferry_incoming *in = ctx;
+
+	return in->guest->ops->zap ? in->guest->ops->zap(in->guest, in->ram, err) : 0;
+}
+
+int ferry_incoming_arm(struct ferry_incoming *in, bool adopted, pid_t vmm,
+		       struct ferry_error *err)
+{
+	struct ferry_fault_mapper mapper = { .uffd = in->uffd, .pid = vmm };
+	struct ferry_fault_params params = {
+		.ram = in->ram,
+		.mappers = &mapper,
+		.n_mappers = 1,
+		.pages = &in->pages,
+		.adopted = adopted,
+		.want = want,
+		.ctx = in,
+	};
+	unsigned int i;
+
+	in->addrs = calloc(in->ram->count, sizeof(*in->addrs));
+	if (!in->addrs)
+		return ferry_error_set(err, ENOMEM, "out of memory");
+	for (i = 0; i < in->ram->count; i++)
+		in->addrs[i] = in->ram->blocks[i].vmm_addr;
+	mapper.addr = in->addrs;
+	return ferry_fault_start(&params, zap, &in->fault, err);
+}
+
+static int make_pages(struct ferry_incoming *in, struct ferry_error *err)
+{
+	struct ferry_bitmap_run run = { 0 };
+	int r;
+
+	in->placed_fd = memfd_create("ferry-placed", MFD_CLOEXEC);
+	if (in->placed_fd < 0)
+		return ferry_error_set(err, errno, "a memory file for the map of pages: %s",
+				       strerror(errno));
+	r = ferry_fault_pages_init(&in->pages, in->ram, in->placed_fd, true, err);
+	if (r)
+		return r;
+	in->pages_ready = true;
+	while (ferry_bitmap_next_run(&in->lacks, &run, 0))
+		ferry_fault_pages_lack(&in->pages, run.block, run.first_page, run.pages);
+	return 0;
+}
+
+/*
+ * The line is lost. While device state is loaded the source still has the guest, and it will
+ * not be ours: let the VMM have done, whatever it reads, so that it can be ended.
+ */
+static void line_ended(void *ctx)
+{
+	struct ferry_incoming *in = ctx;
+	const struct ferry_fault_mapper mapper = { .uffd = in->uffd, .addr = in->addrs };
+	int expected = LOAD_RUNS;
+
+	if (__atomic_compare_exchange_n(&in->loading, &expected, LOAD_VOID, false,
+					__ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))
+		ferry_fault_uffd_disarm(&mapper, in->ram);
+}
+
+void ferry_incoming_load_begins(struct ferry_incoming *in)
+{
+	struct ferry_error err;
+
+	__atomic_store_n(&in->loading, LOAD_RUNS, __ATOMIC_RELEASE);
+	/* It may have been lost before. */
+	if (in->line && ferry_multifd_recv_why(in->line, &err))
+		line_ended(in);
+}
+
+int ferry_incoming_load_ends(struct ferry_incoming *in, struct ferry_error *err)
+{
+	int expected = LOAD_RUNS;
+
+	if (__atomic_compare_exchange_n(&in->loading, &expected, LOAD_NONE, false,
+					__ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))
+		return 0;
+	return ferry_error_set(err, ECONNRESET, "the link to the source was lost while device state "
+			       "was loaded");
+}
+
+int ferry_incoming_line(struct ferry_incoming *in, int fault_fd, struct ferry_error *err)
+{
+	struct ferry_multifd_recv_params params = {
+		.fds = &fault_fd,
+		.channels = 1,
+		.ram = in->ram,
+		.codec = FERRY_WIRE_CODEC_RAW,
+		.checksum = in->config.flags & FERRY_WIRE_CONFIG_CHECKSUM,
+		.sink = &in->sink,
+		.name = "fault channel",
+		.ended = line_ended,
+		.ctx = in,
+	};
+	struct ferry_multifd_recv *line;
+	int ask_fd, r;
+
+	ask_fd = fcntl(fault_fd, F_DUPFD_CLOEXEC, 0);
+	if (ask_fd < 0)
+		return ferry_error_set(err, errno, "fault channel: %s", strerror(errno));
+	r = ferry_multifd_recv_create(&params, &line, err);
+	if (r) {
+		close(ask_fd);
+		return r;
+	}
+	set_line(in, line);
+	ferry_page_asker_set(&in->asker, ask_fd);
+	return 0;
+}
+
+int ferry_incoming_listen(struct ferry_incoming *in, struct ferry_multifd_recv *pool, int fault_fd,
+			  struct ferry_error *err)
+{
+	enum ferry_incoming_step step = step_now(in);
+	int r;
+
+	/* A guest that lacks nothing needs no DISCARD. */
+	if (step != FERRY_INCOMING_ADVISE && step != FERRY_INCOMING_DISCARD)
+		return step_error(in, "POSTCOPY", err);
+	if (fault_fd < 0)
+		return ferry_error_set(err, EPROTO, "the source sent POSTCOPY without a fault "
+				       "channel");
+	r = lacks_begin(in, err);
+	if (!r)
+		r = make_pages(in, err);
+	if (!r)
+		r = ferry_incoming_ready(in, err);
+	if (!r)
+		r = ferry_incoming_arm(in, false, in->guest->pid, err);
+	if (r)
+		return r;
+	r = ferry_incoming_hold(in, err);
+	if (!r)
+		r = ferry_incoming_line(in, fault_fd, err);
+	if (r) {
+		ferry_fault_stop(in->fault, true);
+		in->fault = NULL;
+		return r;
+	}
+	ferry_bitmap_free(&in->lacks);
+	in->lacks_ready = false;
+	ferry_multifd_recv_sink(pool, &in->sink);
+	return step_to(in, step, FERRY_INCOMING_LISTENING, "POSTCOPY", err);
+}
+
+/* ---- the guest runs ---- */
+
+static void *help(void *arg)
+{
+	struct ferry_incoming *in = arg;
+	struct ferry_error err = { 0 };
+
+	if (in->guest && in->announce)
+		in->guest->ops->announce(in->guest);
+	if (ferry_fault_sweep(in->fault, &in->stop, &err))
+		ferry_log_warn("%s; they are mapped when they are touched", err.text);
+	return NULL;
+}
+
+void ferry_incoming_started(struct ferry_incoming *in, bool announce)
+{
+	if (step_to(in, FERRY_INCOMING_LISTENING, FERRY_INCOMING_RUNNING, "RUN", NULL))
+		return;
+	in->announce = announce;
+	in->helping = !pthread_create(&in->helper, NULL, help, in);
+}
+
+void ferry_incoming_ask_again(struct ferry_incoming *in)
+{
+	ferry_fault_ask_again(in->fault);
+}
+
+int ferry_incoming_tell(struct ferry_incoming *in,
+			int (*send)(void *ctx, enum ferry_wire_type type, const void *body,
+				    uint32_t length), void *ctx)
+{
+	uint8_t *body = malloc(FERRY_WIRE_RECEIVED_BYTES + FERRY_WIRE_MAX_RECEIVED), end[8];
+	unsigned int i;
+	int r = body ? 0 : -ENOMEM;
+
+	for (i = 0; i < in->ram->count && !r; i++) {
+		uint64_t words = (in->pages.placed.pages[i] + 63) / 64, w = 0;
+		struct ferry_wire_received head = { .block = (uint16_t)i };
+
+		while (w < words && !r) {
+			uint64_t n = words - w, k;
+
+			if (n > FERRY_WIRE_MAX_RECEIVED / 8)
+				n = FERRY_WIRE_MAX_RECEIVED / 8;
+			head.first_page = w * 64;
+			ferry_wire_received_encode(&head, body);
+			for (k = 0; k < n; k++)
+				ferry_wire_u64_encode(__atomic_load_n(&in->pages.placed.words[i][w + k],
+								      __ATOMIC_ACQUIRE),
+						      body + FERRY_WIRE_RECEIVED_BYTES + k * 8);
+			r = send(ctx, FERRY_WIRE_RECEIVED, body,
+				 (uint32_t)(FERRY_WIRE_RECEIVED_BYTES + n * 8));
+			w += n;
+		}
+	}
+	free(body);
+	ferry_wire_u64_encode(ferry_fault_pages_missing(&in->pages), end);
+	return r ? r : send(ctx, FERRY_WIRE_RECEIVED_END, end, sizeof(end));
+}

@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "engine/stats.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <string.h>
+
+static const char *const mode_names[] = {
+	[FERRY_MODE_PRECOPY] = "precopy",
+	[FERRY_MODE_POSTCOPY] = "postcopy",
+	[FERRY_MODE_HYBRID] = "hybrid",
+};
+static_assert(sizeof(mode_names) / sizeof(mode_names[0]) == FERRY_MODE_COUNT,
+	      "every mode has a name");
+
+const char *ferry_mode_name(enum ferry_mode mode)
+{
+	return mode < FERRY_MODE_COUNT ? mode_names[mode] : "invalid";
+}
+
+int ferry_mode_parse(const char *name)
+{
+	int i;
+
+	for (i = 0; i < FERRY_MODE_COUNT; i++)
+		if (!strcmp(name, mode_names[i]))
+			return i;
+	return -EINVAL;
+}
+
+uint64_t ferry_stats_fault_us(const struct ferry_stats *stats, unsigned int percent)
+{
+	uint64_t all = 0, below = 0;
+	unsigned int i;
+
+	for (i = 0; i < FERRY_STATS_BUCKETS; i++)
+		all += stats->fault_us[i];
+	for (i = 0; i < FERRY_STATS_BUCKETS; i++) {
+		below += stats->fault_us[i];
+		if (all && below * 100 >= all * percent)
+			return 1ull << i;
+	}
+	return 0;
+}
