@@ -30,10 +30,12 @@ LONG_FACTOR = 6
 DEFAULT_TIMEOUT = 300
 SHOWN_LINES = 50     # of each failed test, and of the end of a log that shows none
 SHOWN_TESTS = 5
-E2E_TIMEOUTS = {'precopy': 600, 'faults': 480}
+E2E_TIMEOUTS = {'precopy': 600, 'faults': 480, 'postcopy': 480}
 # What scripts/check runs of a file that takes too long: the tests whose names contain
 # one of these words. --long runs the whole file.
 E2E_PART = {
+    'postcopy': ['moves', 'by_command', 'discard-fail', 'package-kill', 'cancelled_while',
+                 'lacks-kill', 'start-kill', 'under_way/recv', 'link_cut'],
     'faults': ['kill_', 'the_table_has_every_stage', 'cut_link_for_a_moment',
                'cut_link/bulk', 'cut_link/commit', 'fail/package', 'fail/run'],
 }

@@ -11,6 +11,7 @@ import sys
 import time
 
 import tap
+import vmm
 from lib import (Lab, Netns, check, check_completed, check_equal, check_result, prerequisites,
                  wait_until)
 from tap import test
@@ -60,6 +61,28 @@ def moves(lab, when, args, mode):
     check(recv.result["blocktime_ns"] > 0, "waits took no time: %s", recv.result)
     check_equal(sum(recv.result["fault_us"]) > 0, True, "a histogram of waits")
     check(send.result["fault_pages"] <= send.result["faults"], "more was sent than asked for")
+
+
+@test(cases={"now": ("now", "postcopy"), "after": ("after=1", "hybrid")})
+def moves_ferry_vmm(lab, when, mode):
+    """A VMM that links libferry: nothing is injected into it."""
+    vmm.prerequisites()
+    lab = vmm.VmmLab(lab.name)
+    try:
+        guest = lab.guest()
+        source, target = guest.qemu, lab.destination()
+        recv = lab.recv(target)
+        send = lab.send(source, recv.listening, "--postcopy", when, "--max-bandwidth", "8M")
+        check_completed(send, recv)
+        check_equal((send.result["mode"], recv.result["mode"]), (mode, mode), "the mode")
+        check(recv.result["faults"] > 0, "nobody waited for a page: %s", recv.result)
+        guest.moved(target)
+        wait_until(lambda: not source.alive(), 5, "the source has ended")
+        guest.check_good()
+        target.check_clean()
+        lab.settle()
+    finally:
+        lab.close()
 
 
 class Trial:

@@ -180,6 +180,11 @@ static int on_blocks(struct ferry_destination *d, const uint8_t *body, uint32_t 
 	d->bitmap_ready = true;
 	if (r)
 		return ferry_error_set(err, -r, "no memory for the bitmap of received pages");
+	/* If it is sure to come, find out now what else there may be against it. */
+	if (d->config.flags & FERRY_WIRE_CONFIG_POSTCOPY_NEEDED)
+		r = ferry_incoming_ready(&d->incoming, err);
+	if (r)
+		return r;
 	r = ferry_fault_point("blocks", err);
 	return r ? r : ferry_destination_send(d, FERRY_WIRE_READY, NULL, 0);
 }

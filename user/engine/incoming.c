@@ -228,12 +228,19 @@ int ferry_incoming_advise(struct ferry_incoming *in, struct ferry_guest *guest,
 			  const struct ferry_ram *ram, const struct ferry_wire_config *config,
 			  struct ferry_error *err)
 {
+	struct ferry_dirty_log log = { 0 };
 	unsigned int i;
 	int r;
 
 	if (!guest->ops->userfaultfd)
 		return ferry_error_set(err, EOPNOTSUPP, "guests of %s: cannot wait for pages",
 				       guest->ops->scheme);
+	if (guest->ops->log)
+		guest->ops->log(guest, &log);
+	if (log.members)
+		return ferry_error_set(err, EOPNOTSUPP, "%u further processes have registered with the "
+				       "VMM, and only the VMM can be made to wait for pages: not "
+				       "built yet", log.members);
 	for (i = 0; i < ram->count; i++)
 		if (!ram->blocks[i].vmm_addr)
 			return ferry_error_set(err, EOPNOTSUPP, "it is not known where the VMM maps "

@@ -77,10 +77,16 @@ void ferry_pager_free(struct ferry_pager *p)
 }
 
 int ferry_pager_connect(struct ferry_pager *p, const struct ferry_link_params *params,
-			struct ferry_error *err)
+			enum ferry_mode mode, struct ferry_error *err)
 {
 	p->fault_fd = ferry_link_fault_channel(params, err);
-	return p->fault_fd < 0 ? p->fault_fd : 0;
+	if (p->fault_fd < 0)
+		return p->fault_fd;
+	p->job->record.postcopy = true;
+	pthread_mutex_lock(&p->job->lock);
+	p->job->stats.mode = mode;
+	pthread_mutex_unlock(&p->job->lock);
+	return 0;
 }
 
 /* job->lock */
@@ -153,8 +159,10 @@ void ferry_pager_hang_up(struct ferry_pager *p)
 int ferry_pager_left(struct ferry_pager *p, struct ferry_copy *copy, struct ferry_error *err)
 {
 	unsigned int i;
-	int r;
+	int r = ferry_copy_last_look(copy, err);
 
+	if (r)
+		return r;
 	/* What was sent and is a hole now counts as changed: it is sent as zeros. */
 	ferry_bitmap_or(&p->left, &copy->sent);
 	for (i = 0; i < p->ram->count; i++) {

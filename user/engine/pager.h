@@ -44,9 +44,9 @@ int ferry_pager_init(struct ferry_pager *pager, struct ferry_job *job,
 		     const struct ferry_ram *ram, struct ferry_error *err);
 void ferry_pager_free(struct ferry_pager *pager);
 
-/** ferry_pager_connect() - the fault channel, before the guest is stopped. */
+/** ferry_pager_connect() - the fault channel, before the guest is stopped; @mode: for the numbers. */
 int ferry_pager_connect(struct ferry_pager *pager, const struct ferry_link_params *params,
-			struct ferry_error *err);
+			enum ferry_mode mode, struct ferry_error *err);
 
 /** ferry_pager_left() - the guest is stopped: what the destination has not, or not as it is. */
 int ferry_pager_left(struct ferry_pager *pager, struct ferry_copy *copy, struct ferry_error *err);

@@ -312,12 +312,14 @@ static int settle_again(struct ferry_settle *s, struct ferry_error *err)
 static bool settle_try(struct ferry_settle *s, bool ask, struct ferry_error *err,
 		       struct ferry_outcome *out)
 {
-	int r = ask ? settle_ask(s, err) : FERRY_WIRE_ANSWER_WAITING;
+	int r = ask ? settle_ask(s, err) : FERRY_WIRE_ANSWER_WAITING, again = 0;
 
 	/* Starting the guest may take pages that are missing. */
 	if (ask && s->pager &&
 	    (r == FERRY_WIRE_ANSWER_WAITING || r == FERRY_WIRE_ANSWER_LACKS))
-		r = settle_again(s, err) ?: r;
+		again = settle_again(s, err);
+	if (again)
+		r = again;
 	if (r == FERRY_WIRE_ANSWER_WAITING)
 		r = settle_run(s, err);
 	if (r == FERRY_WIRE_ANSWER_LACKS)

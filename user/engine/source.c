@@ -335,14 +335,8 @@ static int source_switch(struct source *s, struct ferry_error *err)
 		return r;
 	__atomic_store_n(&s->switching, true, __ATOMIC_RELEASE);
 	source_link_params(s, &params);
-	r = ferry_pager_connect(&s->pager, &params, err);
-	if (r)
-		return r;
-	s->job->record.postcopy = true;
-	pthread_mutex_lock(&s->job->lock);
-	s->job->stats.mode = s->copy.round > 1 ? FERRY_MODE_HYBRID : FERRY_MODE_POSTCOPY;
-	pthread_mutex_unlock(&s->job->lock);
-	return 0;
+	return ferry_pager_connect(&s->pager, &params, s->copy.round > 1 ? FERRY_MODE_HYBRID :
+							FERRY_MODE_POSTCOPY, err);
 }
 
 static int source_stop(struct source *s, struct ferry_error *err)
@@ -377,12 +371,8 @@ static int source_save(struct source *s, struct ferry_error *err)
 
 static int source_final(struct source *s, struct ferry_error *err)
 {
-	int r;
-
-	if (s->switching) {
-		r = ferry_copy_last_look(&s->copy, err);
-		return r ? r : ferry_pager_left(&s->pager, &s->copy, err);
-	}
+	if (s->switching)
+		return ferry_pager_left(&s->pager, &s->copy, err);
 	return ferry_copy_final(&s->copy, err);
 }
 

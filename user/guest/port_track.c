@@ -24,12 +24,14 @@ int ferry_vmm_userfaultfd(struct ferry_guest *guest, int *uffd, struct ferry_err
 {
 	struct ferry_channel_message m = { .head.type = FERRY_PROTO_USERFAULTFD };
 	struct ferry_vmm *v = ferry_vmm_of(guest);
+	uint32_t flags;
 	int dev, r;
 
 	/* The VMM may have no right to open it; without it the VMM tries the system call. */
 	dev = open(UFFD_DEVICE, O_RDWR | O_CLOEXEC);
 	m.fd = dev;
-	m.head.length = (uint32_t)ferry_proto_u32_encode(0, m.body);
+	flags = v->role == FERRY_GUEST_SOURCE ? 0 : FERRY_PROTO_UFFD_KEEP;
+	m.head.length = (uint32_t)ferry_proto_u32_encode(flags, m.body);
 	r = ferry_vmm_call(v, &v->vmm, &m, "making a userfaultfd", err);
 	ferry_io_close(&dev);
 	*uffd = r ? -1 : m.fd;

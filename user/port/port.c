@@ -116,6 +116,7 @@ int ferry_port_create(const struct ferry_port_ops *ops, void *ctx, unsigned int 
 	port->incoming = flags & FERRY_PORT_INCOMING;
 	port->listen_fd = -1;
 	port->wake_fd = -1;
+	port->uffd_fd = -1;
 	pthread_mutex_init(&port->lock, NULL);
 	port->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
 	if (port->epoll_fd >= 0)
@@ -151,6 +152,7 @@ void ferry_port_destroy(struct ferry_port *port)
 	free(port->blocks);
 	if (port->wake_fd >= 0)
 		close(port->wake_fd);
+	port_userfaultfd_drop(port);
 	if (port->epoll_fd >= 0)
 		close(port->epoll_fd);
 	pthread_mutex_destroy(&port->lock);

@@ -78,6 +78,7 @@ struct ferry_port {
 	bool arrived; /* a RUN started the guest */
 	bool quiesced, logging, throttled, quitting;
 	bool vmm_gone;
+	int uffd_fd; /* kept for the agent, or -1 */
 	uint64_t *log; /* the agent's bitmap, while logging */
 	size_t log_bytes;
 	char error[FERRY_PROTO_MAX_TEXT + 1]; /* by ferry_port_set_error() */
@@ -119,6 +120,8 @@ void port_log_drop(struct ferry_port *port);
 
 /* view.c */
 port_handler port_view, port_userfaultfd;
+/** port_userfaultfd_drop() - close the copy that was kept. */
+void port_userfaultfd_drop(struct ferry_port *port);
 
 /** port_views_drop() - the plain mappings again. Return: 0, or the first -errno. */
 int port_views_drop(struct ferry_port *port);

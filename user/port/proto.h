@@ -61,6 +61,12 @@ enum ferry_proto_type {
 
 #define FERRY_PROTO_REPLY 1u
 
+/*
+ * USERFAULTFD: the process keeps a copy until RESET. Who waits for a page then goes on waiting
+ * when the agent dies, instead of reading zeros.
+ */
+#define FERRY_PROTO_UFFD_KEEP 1u
+
 struct ferry_proto_head {
 	uint16_t type;
 	uint16_t flags;

@@ -40,6 +40,7 @@ static int port_reset(struct ferry_port *port, const struct ferry_channel_messag
 
 	(void)in;
 	(void)out;
+	port_userfaultfd_drop(port);
 	port_log_drop(port);
 	if (port->throttled && !port->ops.throttle(port->ctx, 0))
 		port->throttled = false;

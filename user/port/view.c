@@ -149,11 +149,24 @@ int port_userfaultfd(struct ferry_port *port, const struct ferry_channel_message
 	uint32_t wanted;
 
 	ferry_proto_u32_decode(&wanted, in->body, in->head.length);
-	if (wanted)
+	if (wanted & ~FERRY_PROTO_UFFD_KEEP)
 		return port_say(port, EOPNOTSUPP, "userfaultfd flags %#x", wanted);
 	if (in->fd >= 0)
 		out->fd = ioctl(in->fd, USERFAULTFD_IOC_NEW, flags);
 	else
 		out->fd = (int)syscall(SYS_userfaultfd, flags);
-	return out->fd < 0 ? -errno : 0;
+	if (out->fd < 0)
+		return -errno;
+	if (!(wanted & FERRY_PROTO_UFFD_KEEP))
+		return 0;
+	port_userfaultfd_drop(port);
+	port->uffd_fd = fcntl(out->fd, F_DUPFD_CLOEXEC, 0);
+	return port->uffd_fd < 0 ? -errno : 0;
+}
+
+void port_userfaultfd_drop(struct ferry_port *port)
+{
+	if (port->uffd_fd >= 0)
+		close(port->uffd_fd);
+	port->uffd_fd = -1;
 }
