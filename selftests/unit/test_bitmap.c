@@ -247,6 +247,27 @@ static void out_of_memory(void **state)
 	assert_null(map.words);
 }
 
+/* The same the other way: bits are taken out. */
+static void takes(void **state)
+{
+	struct ferry_bitmap map;
+
+	(void)state;
+	assert_int_equal(ferry_bitmap_init(&map, &ram), 0);
+	assert_int_equal(ferry_bitmap_next_atomic(&map, 3, 0, 1000), 1000);
+	assert_int_equal(ferry_bitmap_take_atomic(&map, 3, 10, 10), 0);
+	ferry_bitmap_set(&map, 3, 10, 300);
+	assert_int_equal(ferry_bitmap_next_atomic(&map, 3, 0, 1000), 10);
+	assert_int_equal(ferry_bitmap_next_atomic(&map, 3, 0, 10), 10);
+	assert_int_equal(ferry_bitmap_take_atomic(&map, 3, 100, 1), 1);
+	assert_int_equal(ferry_bitmap_take_atomic(&map, 3, 100, 1), 0);
+	assert_int_equal(ferry_bitmap_take_atomic(&map, 3, 10, 990), 90);
+	assert_int_equal(ferry_bitmap_next_atomic(&map, 3, 0, 1000), 101);
+	assert_int_equal(ferry_bitmap_take_atomic(&map, 3, 101, 899), 209);
+	assert_int_equal(ferry_bitmap_count(&map), 0);
+	ferry_bitmap_free(&map);
+}
+
 static void claims(void **state)
 {
 	struct ferry_bitmap map;
@@ -295,6 +316,7 @@ int main(void)
 		cmocka_unit_test(or_andnot),
 		cmocka_unit_test(empty_ram),
 		cmocka_unit_test(claims),
+		cmocka_unit_test(takes),
 		cmocka_unit_test(bits_in_a_file),
 		cmocka_unit_test(atomics_race),
 		cmocka_unit_test(untouched_words_cost_nothing),
