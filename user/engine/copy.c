@@ -505,8 +505,12 @@ struct ferry_converge_verdict ferry_copy_decide(struct ferry_copy *copy)
 	return verdict;
 }
 
-/* Pages the destination has bytes for and that are holes here: balloon, discard. */
-static int copy_queue_holes(struct ferry_copy *copy, struct ferry_error *err)
+/*
+ * Pages the destination has bytes for and that are holes here: balloon, discard. Not those in
+ * @queued: they go out in this very round, and a page may come only once in a round.
+ */
+static int copy_queue_holes(struct ferry_copy *copy, const struct ferry_bitmap *queued,
+			    struct ferry_error *err)
 {
 	struct ferry_bitmap_run run = { 0 };
 	struct ferry_bitmap holes;
@@ -518,6 +522,7 @@ static int copy_queue_holes(struct ferry_copy *copy, struct ferry_error *err)
 	if (r)
 		return ferry_error_set(err, -r, "no memory for the bitmap of holes");
 	ferry_bitmap_or(&holes, &copy->sent);
+	ferry_bitmap_andnot(&holes, queued);
 	r = ferry_holes_find(&copy->holes, &holes, err);
 	while (!r && ferry_bitmap_next_run(&holes, &run, 0))
 		r = ferry_multifd_send_queue(copy->pool, run.block, run.first_page, run.pages,
@@ -540,18 +545,23 @@ int ferry_copy_last_look(struct ferry_copy *copy, struct ferry_error *err)
 
 int ferry_copy_final(struct ferry_copy *copy, struct ferry_error *err)
 {
-	uint64_t queued = 0;
+	struct ferry_bitmap queued;
+	uint64_t pages = 0;
 	int r;
 
-	if (!copy->tracker) {
-		r = copy_queue_data(copy, &queued, err);
-		return r;
-	}
+	if (!copy->tracker)
+		return copy_queue_data(copy, &pages, err);
 	r = ferry_copy_last_look(copy, err);
+	if (r)
+		return r;
+	r = ferry_bitmap_init(&queued, copy->ram);
+	if (r)
+		return ferry_error_set(err, -r, "no memory for the bitmap of the last round");
+	ferry_bitmap_or(&queued, &copy->pending);
+	r = copy_queue_pending(copy, err);
 	if (!r)
-		r = copy_queue_pending(copy, err);
-	if (!r)
-		r = copy_queue_holes(copy, err);
+		r = copy_queue_holes(copy, &queued, err);
+	ferry_bitmap_free(&queued);
 	return r;
 }
 

@@ -236,7 +236,7 @@ static int destination_step(struct ferry_destination *d, struct ferry_error *err
 			return destination_placed(d);
 		r = 0;
 		if (!ferry_job_cancelled(d->job))
-			return 0;
+			return ferry_destination_complains(d, err);
 	}
 	if (ferry_job_cancelled(d->job) && (r == 0 || r == -ETIMEDOUT))
 		return ferry_error_set(err, ECANCELED, "cancelled");

@@ -60,6 +60,13 @@ int ferry_destination_send(struct ferry_destination *d, enum ferry_wire_type typ
 int ferry_destination_newcomer(struct ferry_destination *d, const struct ferry_wire_hello *hello,
 			       int fd, struct ferry_error *err);
 
+/**
+ * ferry_destination_complains() - did a channel find something wrong in what it received?
+ *
+ * Return: 0; -errno with the text. A connection that was only lost is no complaint.
+ */
+int ferry_destination_complains(struct ferry_destination *d, struct ferry_error *err);
+
 /** ferry_destination_drop_channels() - those that wait for others. */
 void ferry_destination_drop_channels(struct ferry_destination *d);
 

@@ -145,6 +145,31 @@ static int destination_go_on(struct ferry_destination *d, struct ferry_error *er
 	return 0;
 }
 
+/* A channel's thread has ended. */
+static void pool_ended(void *ctx)
+{
+	struct ferry_destination *d = ctx;
+	uint64_t one = 1;
+
+	if (write(d->wake_fd, &one, sizeof(one)) < 0)
+		return; /* it is awake already */
+}
+
+int ferry_destination_complains(struct ferry_destination *d, struct ferry_error *err)
+{
+	struct ferry_error why = { 0 };
+
+	if (!d->pool || ferry_incoming_armed(&d->incoming) ||
+	    !ferry_multifd_recv_why(d->pool, &why))
+		return 0;
+	/* A lost channel is the source's to tell about, on the main one. */
+	if (why.errnum == EPIPE || why.errnum == ECONNRESET || why.errnum == ETIMEDOUT ||
+	    why.errnum == ECANCELED)
+		return 0;
+	*err = why;
+	return -why.errnum;
+}
+
 static int destination_start_pool(struct ferry_destination *d, struct ferry_error *err)
 {
 	struct ferry_multifd_recv_params params = {
@@ -155,6 +180,8 @@ static int destination_start_pool(struct ferry_destination *d, struct ferry_erro
 		.codec = d->config.codec,
 		.checksum = d->config.flags & FERRY_WIRE_CONFIG_CHECKSUM,
 		.sink = d->asked ? &d->incoming.sink : NULL,
+		.ended = pool_ended,
+		.ctx = d,
 	};
 	struct ferry_multifd_recv *pool;
 	unsigned int i;

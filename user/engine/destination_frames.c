@@ -521,6 +521,9 @@ static int on_abort(struct ferry_destination *d, const uint8_t *body, uint32_t l
 		d->done = true;
 		return 0;
 	}
+	/* It may only have seen that we closed a channel; why we did is what a person needs. */
+	if (ferry_destination_complains(d, err))
+		return -err->errnum;
 	return ferry_error_set(err, ECONNABORTED, "the source gave up: %.*s", (int)length,
 			       body ? (const char *)body : "");
 }
