@@ -187,19 +187,33 @@ int ferry_event_open(struct ferry_events **out, uint32_t timeout_ms, struct ferr
 	return 0;
 }
 
+/*
+ * Events were lost: say so, and take what had room. From a full queue until it was empty once the
+ * kernel drops events and says nothing more; what it drops so must come before the dump.
+ */
+static int catch_up(struct ferry_events *events, ferry_event_fn *fn, void *ctx,
+		    struct ferry_error *err)
+{
+	static const struct ferry_event lost = { .kind = FERRY_EVENT_LOST };
+	int r = fn(ctx, &lost);
+
+	events->walk.overrun = false;
+	while (!r && !events->walk.overrun)
+		r = take_datagram(events, fn, ctx, err);
+	return r == -EAGAIN ? 0 : r;
+}
+
 int ferry_event_dump(struct ferry_events *events, ferry_event_fn *fn, void *ctx,
 		     struct ferry_error *err)
 {
-	static const struct ferry_event lost = { .kind = FERRY_EVENT_LOST };
 	_Alignas(max_align_t) char request[FERRY_MESSAGE_REQUEST_BYTES];
 	int r;
 
 	do {
-		if (events->walk.overrun) {
-			events->walk.overrun = false;
-			r = fn(ctx, &lost);
+		while (events->walk.overrun) {
+			r = catch_up(events, fn, ctx, err);
 			if (r)
-				return r;
+				return explain(r, err);
 		}
 		r = ask(events, request,
 			ferry_message_dump(request, events->walk.family, ++events->sequence), fn, ctx,
