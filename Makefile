@@ -41,7 +41,7 @@ cflags = $(shell $(PKG_CONFIG) --cflags $1 2>/dev/null)
 
 LDLIBS := $(call libs,json-c,-ljson-c) $(call libs,libisal,-lisal) \
 	  $(call libs,libxxhash,-lxxhash) $(call libs,libmnl,-lmnl) $(call libs,libzstd,-lzstd) \
-	  $(call libs,liblz4,-llz4) -lpthread
+	  $(call libs,liblz4,-llz4) $(call libs,liburing,-luring) -lpthread
 CMOCKA := $(call libs,cmocka,-lcmocka)
 
 WARNINGS := -Wall -Wextra -Wshadow -Wvla -Wmissing-prototypes -Wwrite-strings

@@ -35,12 +35,12 @@ static void headers(void **state)
 	(void)state;
 	ferry_store_header_encode(&header, buf);
 	assert_memory_equal(buf, "FERRYRAM", 8);
-	assert_int_equal(ferry_store_header_decode(&got, buf), 0);
+	assert_int_equal(ferry_store_header_decode(&got, buf, NULL), 0);
 	assert_memory_equal(&got, &header, sizeof(got));
 	/* Any changed byte is noticed. */
 	for (i = 0; i < sizeof(buf); i += i < 200 ? 1 : 97) {
 		buf[i] ^= 0x40;
-		assert_true(ferry_store_header_decode(&got, buf) < 0);
+		assert_true(ferry_store_header_decode(&got, buf, NULL) < 0);
 		buf[i] ^= 0x40;
 	}
 }
@@ -56,7 +56,7 @@ static int decode_changed(size_t off, const void *bytes, size_t len)
 	memcpy(buf + off, bytes, len);
 	sum = XXH3_64bits(buf, sizeof(buf) - 8);
 	memcpy(buf + sizeof(buf) - 8, &sum, 8);
-	return ferry_store_header_decode(&got, buf);
+	return ferry_store_header_decode(&got, buf, NULL);
 }
 
 static void bad_headers(void **state)
@@ -136,30 +136,30 @@ static void blocks(void **state)
 	assert_int_equal(ferry_store_layout(b, 2, &p), 0);
 	for (i = 0; i < 2; i++) {
 		ferry_store_block_encode(&b[i], buf);
-		assert_int_equal(ferry_store_block_decode(&got[i], buf), 0);
+		assert_int_equal(ferry_store_block_decode(&got[i], buf, NULL), 0);
 	}
 	assert_memory_equal(got, b, sizeof(b));
-	assert_int_equal(ferry_store_blocks_check(got, 2, scratch, &p), 0);
+	assert_int_equal(ferry_store_blocks_check(got, 2, scratch, &p, NULL), 0);
 	for (i = 0; i < sizeof(places) / sizeof(places[0]); i++) {
 		*places[i] += 8;
-		assert_int_equal(ferry_store_blocks_check(got, 2, scratch, &p), -EPROTO);
+		assert_int_equal(ferry_store_blocks_check(got, 2, scratch, &p, NULL), -EPROTO);
 		*places[i] -= 8;
 	}
 	memcpy(got[1].name, "a", 2);
-	assert_int_equal(ferry_store_blocks_check(got, 2, scratch, &p), -EPROTO);
-	assert_int_equal(ferry_store_blocks_check(got, 0, scratch, &p), -EPROTO);
+	assert_int_equal(ferry_store_blocks_check(got, 2, scratch, &p, NULL), -EPROTO);
+	assert_int_equal(ferry_store_blocks_check(got, 0, scratch, &p, NULL), -EPROTO);
 
 	buf[140] ^= 1; /* reserved */
-	assert_int_equal(ferry_store_block_decode(got, buf), -EPROTO);
+	assert_int_equal(ferry_store_block_decode(got, buf, NULL), -EPROTO);
 	buf[140] ^= 1;
 	buf[255] ^= 1;
-	assert_int_equal(ferry_store_block_decode(got, buf), -EPROTO);
+	assert_int_equal(ferry_store_block_decode(got, buf, NULL), -EPROTO);
 	buf[255] ^= 1;
 	buf[128] ^= 1; /* a size that is no number of pages */
-	assert_int_equal(ferry_store_block_decode(got, buf), -EPROTO);
+	assert_int_equal(ferry_store_block_decode(got, buf, NULL), -EPROTO);
 	buf[128] ^= 1;
 	memset(buf, 'n', 128);
-	assert_int_equal(ferry_store_block_decode(got, buf), -EPROTO);
+	assert_int_equal(ferry_store_block_decode(got, buf, NULL), -EPROTO);
 }
 
 static void commits(void **state)
@@ -175,43 +175,43 @@ static void commits(void **state)
 
 	(void)state;
 	ferry_store_commit_encode(&c, buf);
-	assert_int_equal(ferry_store_commit_decode(&got, buf), 0);
+	assert_int_equal(ferry_store_commit_decode(&got, buf, NULL), 0);
 	assert_memory_equal(&got, &c, sizeof(c));
 	for (i = 0; i < sizeof(buf); i += i < 120 ? 1 : 97) {
 		buf[i] ^= 0x40;
-		assert_int_equal(ferry_store_commit_decode(&got, buf), -EPROTO);
+		assert_int_equal(ferry_store_commit_decode(&got, buf, NULL), -EPROTO);
 		buf[i] ^= 0x40;
 	}
 	memset(buf, 0, sizeof(buf));
-	assert_int_equal(ferry_store_commit_decode(&got, buf), -ENODATA);
+	assert_int_equal(ferry_store_commit_decode(&got, buf, NULL), -ENODATA);
 	c.flags = 8;
 	ferry_store_commit_encode(&c, buf);
-	assert_int_equal(ferry_store_commit_decode(&got, buf), -EPROTO);
+	assert_int_equal(ferry_store_commit_decode(&got, buf, NULL), -EPROTO);
 	c.flags = 0;
 
-	assert_int_equal(ferry_store_commit_check(&c, &header, &p), 0);
+	assert_int_equal(ferry_store_commit_check(&c, &header, &p, NULL), 0);
 	got = c;
 	got.uuid[15] = 1; /* of another file, or of an earlier save into this one */
-	assert_int_equal(ferry_store_commit_check(&got, &header, &p), -EPROTO);
+	assert_int_equal(ferry_store_commit_check(&got, &header, &p, NULL), -EPROTO);
 	got = c;
 	got.device_off += 4096;
-	assert_int_equal(ferry_store_commit_check(&got, &header, &p), -EPROTO);
+	assert_int_equal(ferry_store_commit_check(&got, &header, &p, NULL), -EPROTO);
 	got = c;
 	got.device_bytes = FERRY_STORE_MAX_DEVICE + 1;
-	assert_int_equal(ferry_store_commit_check(&got, &header, &p), -EPROTO);
+	assert_int_equal(ferry_store_commit_check(&got, &header, &p, NULL), -EPROTO);
 	got = c;
 	got.file_bytes++;
-	assert_int_equal(ferry_store_commit_check(&got, &header, &p), -EPROTO);
+	assert_int_equal(ferry_store_commit_check(&got, &header, &p, NULL), -EPROTO);
 	got = c;
 	got.order_count = 1;
-	assert_int_equal(ferry_store_commit_check(&got, &header, &p), -EPROTO);
+	assert_int_equal(ferry_store_commit_check(&got, &header, &p, NULL), -EPROTO);
 	got.order_off = 16 * MIB + 8192;
 	got.file_bytes = got.order_off + 8;
-	assert_int_equal(ferry_store_commit_check(&got, &header, &p), 0);
+	assert_int_equal(ferry_store_commit_check(&got, &header, &p, NULL), 0);
 	got.order_count = 0;
-	assert_int_equal(ferry_store_commit_check(&got, &header, &p), -EPROTO);
+	assert_int_equal(ferry_store_commit_check(&got, &header, &p, NULL), -EPROTO);
 	got.order_count = UINT64_MAX / 8;
-	assert_int_equal(ferry_store_commit_check(&got, &header, &p), -EPROTO);
+	assert_int_equal(ferry_store_commit_check(&got, &header, &p, NULL), -EPROTO);
 }
 
 int main(void)

@@ -75,6 +75,14 @@ static_assert(offsetof(struct commit_bytes, uuid) == 16, "uuid");
 static_assert(offsetof(struct commit_bytes, device_off) == 32, "device_off");
 static_assert(offsetof(struct commit_bytes, reserved) == 96, "reserved");
 
+/* @field: where to say what is wrong, or NULL. */
+static int bad(const char **field, int errnum, const char *what)
+{
+	if (field)
+		*field = what;
+	return -errnum;
+}
+
 static bool all_zero(const void *p, size_t n)
 {
 	const uint8_t *at = p;
@@ -171,23 +179,30 @@ void ferry_store_header_encode(const struct ferry_store_header *h,
 }
 
 int ferry_store_header_decode(struct ferry_store_header *h,
-			      const uint8_t buf[FERRY_STORE_HEADER_BYTES])
+			      const uint8_t buf[FERRY_STORE_HEADER_BYTES], const char **field)
 {
 	struct header_bytes b;
 
 	memcpy(&b, buf, sizeof(b));
 	if (le64toh(b.magic) != FERRY_STORE_MAGIC)
-		return -EPROTO;
+		return bad(field, EPROTO, "magic of the header");
 	/* The versions first: a newer header may end in another way. */
-	if (le16toh(b.min_version) > FERRY_STORE_VERSION ||
-	    le16toh(b.version) < FERRY_STORE_MIN_VERSION ||
-	    (le64toh(b.features) & ~FERRY_STORE_FEATURES & FERRY_STORE_FEATURES_NEEDED))
-		return -EPROTONOSUPPORT;
-	if (le64toh(b.sum) != XXH3_64bits(&b, offsetof(struct header_bytes, sum)) ||
-	    !all_zero(b.reserved, sizeof(b.reserved)) ||
-	    !good_text(b.kind, sizeof(b.kind), false) || !good_text(b.vmm, sizeof(b.vmm), true) ||
-	    !le32toh(b.blocks) || le32toh(b.blocks) > FERRY_STORE_MAX_BLOCKS)
-		return -EPROTO;
+	if (le16toh(b.min_version) > FERRY_STORE_VERSION)
+		return bad(field, EPROTONOSUPPORT, "least version a reader must know");
+	if (le16toh(b.version) < FERRY_STORE_MIN_VERSION)
+		return bad(field, EPROTONOSUPPORT, "version");
+	if (le64toh(b.features) & ~FERRY_STORE_FEATURES & FERRY_STORE_FEATURES_NEEDED)
+		return bad(field, EPROTONOSUPPORT, "features");
+	if (le64toh(b.sum) != XXH3_64bits(&b, offsetof(struct header_bytes, sum)))
+		return bad(field, EPROTO, "checksum of the header");
+	if (!all_zero(b.reserved, sizeof(b.reserved)))
+		return bad(field, EPROTO, "reserved part of the header");
+	if (!good_text(b.kind, sizeof(b.kind), false))
+		return bad(field, EPROTO, "kind of the guest in the header");
+	if (!good_text(b.vmm, sizeof(b.vmm), true))
+		return bad(field, EPROTO, "name of the VMM in the header");
+	if (!le32toh(b.blocks) || le32toh(b.blocks) > FERRY_STORE_MAX_BLOCKS)
+		return bad(field, EPROTO, "number of blocks");
 	*h = (struct ferry_store_header){
 		.version = le16toh(b.version),
 		.min_version = le16toh(b.min_version),
@@ -219,15 +234,17 @@ void ferry_store_block_encode(const struct ferry_store_block *block,
 }
 
 int ferry_store_block_decode(struct ferry_store_block *block,
-			     const uint8_t buf[FERRY_STORE_BLOCK_BYTES])
+			     const uint8_t buf[FERRY_STORE_BLOCK_BYTES], const char **field)
 {
 	struct block_bytes b;
 
 	memcpy(&b, buf, sizeof(b));
-	if (!good_text(b.name, sizeof(b.name), false) || b.reserved ||
-	    !all_zero(b.more_reserved, sizeof(b.more_reserved)) ||
-	    !good_size(le64toh(b.size_bytes), le32toh(b.page_size)))
-		return -EPROTO;
+	if (!good_text(b.name, sizeof(b.name), false))
+		return bad(field, EPROTO, "name of a block");
+	if (b.reserved || !all_zero(b.more_reserved, sizeof(b.more_reserved)))
+		return bad(field, EPROTO, "reserved part of the block table");
+	if (!good_size(le64toh(b.size_bytes), le32toh(b.page_size)))
+		return bad(field, EPROTO, "size or page size of a block");
 	*block = (struct ferry_store_block){
 		.size_bytes = le64toh(b.size_bytes),
 		.page_size = le32toh(b.page_size),
@@ -242,25 +259,28 @@ int ferry_store_block_decode(struct ferry_store_block *block,
 }
 
 int ferry_store_blocks_check(const struct ferry_store_block *blocks, unsigned int count,
-			     struct ferry_store_block *scratch, struct ferry_store_places *places)
+			     struct ferry_store_block *scratch, struct ferry_store_places *places,
+			     const char **field)
 {
 	unsigned int i, j;
 
 	if (!count || count > FERRY_STORE_MAX_BLOCKS)
-		return -EPROTO;
+		return bad(field, EPROTO, "number of blocks");
 	memcpy(scratch, blocks, count * sizeof(*blocks));
 	if (ferry_store_layout(scratch, count, places))
-		return -EPROTO;
+		return bad(field, EPROTO, "size of all blocks together");
 	for (i = 0; i < count; i++) {
 		if (blocks[i].bitmap_off != scratch[i].bitmap_off ||
-		    blocks[i].bitmap_bytes != scratch[i].bitmap_bytes ||
-		    blocks[i].sums_off != scratch[i].sums_off ||
-		    blocks[i].sums_bytes != scratch[i].sums_bytes ||
-		    blocks[i].pages_off != scratch[i].pages_off)
-			return -EPROTO;
+		    blocks[i].bitmap_bytes != scratch[i].bitmap_bytes)
+			return bad(field, EPROTO, "place of a bitmap");
+		if (blocks[i].sums_off != scratch[i].sums_off ||
+		    blocks[i].sums_bytes != scratch[i].sums_bytes)
+			return bad(field, EPROTO, "place of the checksums");
+		if (blocks[i].pages_off != scratch[i].pages_off)
+			return bad(field, EPROTO, "place of the pages");
 		for (j = 0; j < i; j++)
 			if (!strcmp(blocks[i].name, blocks[j].name))
-				return -EPROTO;
+				return bad(field, EPROTO, "name of a block, which is there twice");
 	}
 	return 0;
 }
@@ -288,18 +308,21 @@ void ferry_store_commit_encode(const struct ferry_store_commit *c,
 }
 
 int ferry_store_commit_decode(struct ferry_store_commit *c,
-			      const uint8_t buf[FERRY_STORE_COMMIT_BYTES])
+			      const uint8_t buf[FERRY_STORE_COMMIT_BYTES], const char **field)
 {
 	struct commit_bytes b;
 
 	memcpy(&b, buf, sizeof(b));
 	if (all_zero(&b, sizeof(b)))
-		return -ENODATA;
-	if (le64toh(b.magic) != FERRY_STORE_COMMIT_MAGIC ||
-	    le64toh(b.sum) != XXH3_64bits(&b, offsetof(struct commit_bytes, sum)) ||
-	    !all_zero(b.reserved, sizeof(b.reserved)) ||
-	    (le32toh(b.flags) & ~FERRY_STORE_COMMIT_PAUSED))
-		return -EPROTO;
+		return bad(field, ENODATA, "commit record");
+	if (le64toh(b.magic) != FERRY_STORE_COMMIT_MAGIC)
+		return bad(field, EPROTO, "magic of the commit record");
+	if (le64toh(b.sum) != XXH3_64bits(&b, offsetof(struct commit_bytes, sum)))
+		return bad(field, EPROTO, "checksum of the commit record");
+	if (!all_zero(b.reserved, sizeof(b.reserved)))
+		return bad(field, EPROTO, "reserved part of the commit record");
+	if (le32toh(b.flags) & ~FERRY_STORE_COMMIT_PAUSED)
+		return bad(field, EPROTO, "flags of the commit record");
 	*c = (struct ferry_store_commit){
 		.flags = le32toh(b.flags),
 		.device_bytes = le32toh(b.device_bytes),
@@ -318,19 +341,21 @@ int ferry_store_commit_decode(struct ferry_store_commit *c,
 
 int ferry_store_commit_check(const struct ferry_store_commit *c,
 			     const struct ferry_store_header *h,
-			     const struct ferry_store_places *places)
+			     const struct ferry_store_places *places, const char **field)
 {
 	uint64_t device_end = c->device_off + c->device_bytes;
 	uint64_t order_off = align(device_end, FERRY_STORE_PAGE_BYTES);
 
-	if (memcmp(c->uuid, h->uuid, sizeof(c->uuid)) || c->device_off != places->device_off ||
-	    c->device_bytes > FERRY_STORE_MAX_DEVICE)
-		return -EPROTO;
-	if (!c->order_off)
-		return c->order_count || c->order_sum || c->file_bytes != device_end ? -EPROTO : 0;
-	if (c->order_off != order_off || !c->order_count ||
-	    c->order_count > FERRY_STORE_MAX_BLOCK_BYTES / FERRY_STORE_PAGE_BYTES ||
-	    c->file_bytes != order_off + c->order_count * 8)
-		return -EPROTO;
+	if (memcmp(c->uuid, h->uuid, sizeof(c->uuid)))
+		return bad(field, EPROTO, "uuid of the commit record");
+	if (c->device_off != places->device_off || c->device_bytes > FERRY_STORE_MAX_DEVICE)
+		return bad(field, EPROTO, "place of the device state");
+	if (!c->order_off && (c->order_count || c->order_sum))
+		return bad(field, EPROTO, "order of first touch");
+	if (c->order_off && (c->order_off != order_off || !c->order_count ||
+			     c->order_count > FERRY_STORE_MAX_BLOCK_BYTES / FERRY_STORE_PAGE_BYTES))
+		return bad(field, EPROTO, "order of first touch");
+	if (c->file_bytes != (c->order_off ? order_off + c->order_count * 8 : device_end))
+		return bad(field, EPROTO, "length of the file");
 	return 0;
 }

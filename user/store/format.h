@@ -18,7 +18,12 @@
 #define FERRY_STORE_COMMIT_MAGIC 0x454e4f4459524546ull /* "FERYDONE" */
 #define FERRY_STORE_VERSION 1
 #define FERRY_STORE_MIN_VERSION 1
-#define FERRY_STORE_FEATURES 0ull /* none beyond version 1 yet */
+/*
+ * The file holds some pages of a guest, and says nothing of the others: a page whose bit is 0
+ * is not in it, one of zeros has its bit and a hole.
+ */
+#define FERRY_STORE_FEATURE_PARTIAL (1ull << 32)
+#define FERRY_STORE_FEATURES FERRY_STORE_FEATURE_PARTIAL
 #define FERRY_STORE_FEATURES_NEEDED 0xffffffff00000000ull /* unknown bits in here refuse a file */
 
 #define FERRY_STORE_HEADER_OFF 0
@@ -43,7 +48,7 @@ struct ferry_store_header {
 	uint8_t uuid[16];	 /* of this file; the commit record carries it too */
 	uint32_t blocks;
 	uint64_t created_s;	 /* seconds since 1970 */
-	char kind[FERRY_STORE_MAX_KIND + 1]; /* whose device state it is: "qmp", "port my-vmm/1" */
+	char kind[FERRY_STORE_MAX_KIND + 1]; /* whose device state it is: "qmp", "port:my-vmm/1" */
 	char vmm[FERRY_STORE_MAX_KIND + 1];  /* "QEMU 7.2.22", for people */
 };
 
@@ -92,33 +97,35 @@ int ferry_store_layout(struct ferry_store_block *blocks, unsigned int count,
  * -EPROTO           magic, checksum, a reserved field or a value that makes no sense
  * -EPROTONOSUPPORT  a version or needed feature that is not known here
  * -ENODATA          (commit) all zero: it was never written
+ * and then *@field names, in words, what it is about. @field may be NULL.
  */
 void ferry_store_header_encode(const struct ferry_store_header *h,
 			       uint8_t buf[FERRY_STORE_HEADER_BYTES]);
 int ferry_store_header_decode(struct ferry_store_header *h,
-			      const uint8_t buf[FERRY_STORE_HEADER_BYTES]);
+			      const uint8_t buf[FERRY_STORE_HEADER_BYTES], const char **field);
 
 void ferry_store_block_encode(const struct ferry_store_block *b,
 			      uint8_t buf[FERRY_STORE_BLOCK_BYTES]);
 /** ferry_store_block_decode() - one entry; ferry_store_blocks_check() looks at them together. */
 int ferry_store_block_decode(struct ferry_store_block *b,
-			     const uint8_t buf[FERRY_STORE_BLOCK_BYTES]);
+			     const uint8_t buf[FERRY_STORE_BLOCK_BYTES], const char **field);
 
 /**
  * ferry_store_blocks_check() - are all places where they must be, and no name twice?
  * @scratch: room for @count blocks
  */
 int ferry_store_blocks_check(const struct ferry_store_block *blocks, unsigned int count,
-			     struct ferry_store_block *scratch, struct ferry_store_places *places);
+			     struct ferry_store_block *scratch, struct ferry_store_places *places,
+			     const char **field);
 
 void ferry_store_commit_encode(const struct ferry_store_commit *c,
 			       uint8_t buf[FERRY_STORE_COMMIT_BYTES]);
 int ferry_store_commit_decode(struct ferry_store_commit *c,
-			      const uint8_t buf[FERRY_STORE_COMMIT_BYTES]);
+			      const uint8_t buf[FERRY_STORE_COMMIT_BYTES], const char **field);
 
 /** ferry_store_commit_check() - does it belong to this header and these places? 0 or -EPROTO. */
 int ferry_store_commit_check(const struct ferry_store_commit *c,
 			     const struct ferry_store_header *h,
-			     const struct ferry_store_places *places);
+			     const struct ferry_store_places *places, const char **field);
 
 #endif
