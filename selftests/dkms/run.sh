@@ -6,22 +6,7 @@
 # into the system: DKMS itself comes from the cache. Prints TAP.
 set -u
 cd "$(dirname "$0")/../.." || exit 1
-work=$(mktemp -d) || exit 1
-trap 'rm -rf "$work"' EXIT
-trap 'exit 143' TERM INT
-number=0 status=0
-
-# result STATUS NAME: with what was said in log.
-result() {
-	number=$((number + 1))
-	if [ "$1" = 0 ]; then
-		echo "ok $number - $2"
-	else
-		echo "not ok $number - $2"
-		tail -n 100 "$work/log" | sed 's/^/# /'
-		status=1
-	fi
-}
+. selftests/tap.sh
 
 make_() { make --no-print-directory DESTDIR="$work/root" "$@"; }
 version=$(sed -n 's/^PACKAGE_VERSION="\(.*\)"/\1/p' kmod/dkms.conf)

@@ -5,22 +5,7 @@
 # is told to, and `make uninstall` takes all away. Prints TAP.
 set -u
 cd "$(dirname "$0")/../.." || exit 1
-work=$(mktemp -d) || exit 1
-trap 'rm -rf "$work"' EXIT
-trap 'exit 143' TERM INT
-number=0 status=0
-
-# result NAME: the test's outcome is the status of what ran before, its output in log.
-result() {
-	if [ $? = 0 ]; then
-		words=ok
-	else
-		words='not ok' status=1
-	fi
-	number=$((number + 1))
-	echo "$words $number - $1"
-	[ "$words" = ok ] || sed 's/^/# /' "$work/log"
-}
+. selftests/tap.sh
 
 make_() { make --no-print-directory DESTDIR="$work/root" PREFIX=/opt/ferry "$@"; }
 mode() { stat -c %a "$work/root/opt/ferry/$1"; }
@@ -32,11 +17,11 @@ echo 1..4
 	[ "$(mode bin/ferry-vmm)" = 755 ] &&
 	[ "$(mode share/man/man1/ferry-vmm.1)" = 644 ] &&
 	[ "$(find "$work/root" -type f | wc -l)" = 8 ]; } > "$work/log" 2>&1
-result installs_its_files
+result $? installs_its_files
 
 # Without a command: usage, exit status 2.
 { "$work/root/opt/ferry/bin/ferry"; [ $? = 2 ]; } > "$work/log" 2>&1
-result installed_program_starts
+result $? installed_program_starts
 
 if command -v man > /dev/null && command -v groff > /dev/null; then
 	page=$work/root/opt/ferry/share/man/man1/ferry.1
@@ -44,12 +29,11 @@ if command -v man > /dev/null && command -v groff > /dev/null; then
 		MANWIDTH=80 man --warnings -E UTF-8 -l Documentation/man/ferry.4 > "$work/page4" \
 			2>> "$work/log" && [ ! -s "$work/log" ] &&
 		grep -q 'EXIT STATUS' "$work/page" && grep -q '/dev/ferry' "$work/page4"; } 2>> "$work/log"
-	result manual_pages_render_without_warnings
+	result $? manual_pages_render_without_warnings
 else
-	number=$((number + 1))
-	echo "ok $number - manual_pages_render_without_warnings # SKIP no man and groff here"
+	skip manual_pages_render_without_warnings 'no man and groff here'
 fi
 
 { make_ uninstall && [ -z "$(find "$work/root" ! -type d)" ]; } > "$work/log" 2>&1
-result uninstalls_them
+result $? uninstalls_them
 exit $status

@@ -11,43 +11,22 @@
 set -eu
 root=$(cd "$(dirname "$0")/../.." && pwd)
 . "$root/selftests/qemu/apt.sh"
+. "$root/selftests/qemu/flavour.sh"
 
-flavour=${1:-cloud}
-# flavour, package that depends on the current headers, suite; as in kernel.sh
-while read -r name meta suite; do
-	[ "$name" != "$flavour" ] || break
-done <<TABLE
-cloud       linux-headers-cloud-amd64  -
-standard    linux-headers-amd64        -
-6.12        linux-headers-amd64        bookworm-backports
-6.12-cloud  linux-headers-cloud-amd64  bookworm-backports
-7.2         linux-headers-amd64        trixie-backports
-7.2-cloud   linux-headers-cloud-amd64  trixie-backports
-none        -                          -
-TABLE
-[ "$name" = "$flavour" ] ||
-	die "there is no flavour '$flavour'; know cloud standard 6.12 6.12-cloud 7.2 7.2-cloud"
-
-out=$cache/headers-$flavour
+name=${1:-cloud}
+flavour "$name" headers
+out=$cache/headers-$name
 need apt-get dpkg-deb flock
-lock "headers-$flavour"
-
-# depends PACKAGE KIND: the packages it depends on directly that are called
-# linux-KIND-VERSION, from the lists that $apt_options selects.
-depends() {
-	apt-cache $apt_options show --no-all-versions "$1" 2>/dev/null |
-		sed -n 's/^Depends: //p' | head -n 1 | tr ',' '\n' |
-		sed -n "s/^ *\(linux-$2-[0-9][^ ]*\).*/\1/p"
-}
+lock "headers-$name"
 
 fetch() { # SUITE
 	apt_suite "$1"
-	package=$(depends "$meta" headers)
+	package=$(depends "$meta" linux-headers)
 	[ -n "$package" ] || return 1
 	parts=
 	# What all flavours share, the build tools, and in later releases the configuration.
 	for kind in headers kbuild base; do
-		parts="$parts $(depends "$package" "$kind")"
+		parts="$parts $(depends "$package" "linux-$kind")"
 	done
 	(cd "$new" && apt-get $apt_options download "$package" $parts >&2)
 }

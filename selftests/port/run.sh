@@ -7,7 +7,7 @@
 set -u
 cd "$(dirname "$0")/../.." || exit 1
 out=${O:-build}
-work=$(mktemp -d) || exit 1
+. selftests/tap.sh
 export FERRY_RUNTIME_DIR=$work/run
 mkdir "$FERRY_RUNTIME_DIR"
 pids=
@@ -16,25 +16,6 @@ cleanup() {
 	rm -rf "$work"
 }
 trap cleanup EXIT
-trap 'exit 143' TERM INT
-number=0 status=0
-
-# result NAME: the test's outcome is the status of what ran before, its output in log.
-result() {
-	if [ $? = 0 ]; then
-		words=ok
-	else
-		words='not ok' status=1
-	fi
-	number=$((number + 1))
-	echo "$words $number - $1"
-	[ "$words" = ok ] || sed 's/^/# /' "$work/log"
-}
-skip() {
-	number=$((number + 1))
-	echo "ok $number - $1 # SKIP $2"
-}
-
 # until_true SECONDS COMMAND...
 until_true() {
 	local end=$((SECONDS + $1))
@@ -48,12 +29,10 @@ until_true() {
 echo 1..18
 program=$out/selftests/port/leaks
 if ! make --no-print-directory WERROR=1 O="$out" all "$program" "$out/selftests/port/abi" > "$work/log" 2>&1; then
-	false
-	result libferry_is_built
+	result 1 libferry_is_built
 	exit 1
 fi
-true
-result libferry_is_built
+result 0 libferry_is_built
 ferry=$(realpath "$out")/ferry
 
 # --- the header ---------------------------------------------------------------
@@ -63,21 +42,21 @@ cp "$work/alone.c" "$work/alone.cc"
 { for std in c99 c11 gnu17; do
 	cc -std=$std -pedantic -Wall -Wextra -Werror -Iuser/include -fsyntax-only "$work/alone.c" || exit 1
 done; } > "$work/log" 2>&1
-result header_alone_in_c
+result $? header_alone_in_c
 { for std in c++98 c++11 c++17; do
 	c++ -std=$std -pedantic -Wall -Wextra -Werror -Iuser/include -fsyntax-only "$work/alone.cc" || exit 1
 done; } > "$work/log" 2>&1
-result header_alone_in_cxx
+result $? header_alone_in_cxx
 ! grep '#include' user/include/ferry.h | grep -vE '<std(int|def)\.h>' > "$work/log"
-result header_stands_alone
+result $? header_stands_alone
 
 # --- the libraries -------------------------------------------------------------
 
 cxx() { c++ -Wall -Wextra -Werror -Iuser/include -o "$work/cxx" selftests/port/cxx.cc "$@" -lpthread; }
 { cxx "$out/libferry.a" && [ "$("$work/cxx" "$work/cxx.port")" = '1.0 works' ]; } > "$work/log" 2>&1
-result cxx_with_the_static_library
+result $? cxx_with_the_static_library
 { cxx -L"$out" -lferry && [ "$(LD_LIBRARY_PATH=$out "$work/cxx" "$work/cxx.port")" = '1.0 works' ]; } > "$work/log" 2>&1
-result cxx_with_the_shared_library
+result $? cxx_with_the_shared_library
 
 # What the header declares, the map versions, and both libraries show is one list.
 grep -oE '\bferry_[a-z_]+\(' user/include/ferry.h | tr -d '(' | sort -u > "$work/mentioned"
@@ -85,16 +64,16 @@ sed -n 's/^\t\(ferry_[a-z_]*\);$/\1/p' user/port/libferry.map | sort > "$work/ma
 nm -D --defined-only "$out/libferry.so" | sed -n 's/.* T \(.*\)@@LIBFERRY_1\.0$/\1/p' | sort > "$work/shared"
 nm -g --defined-only "$out/libferry.a" | sed -n 's/.* [A-Z] //p' | sort > "$work/static"
 { [ -s "$work/map" ] && diff "$work/mentioned" "$work/map"; } > "$work/log" 2>&1
-result map_has_what_the_header_declares
+result $? map_has_what_the_header_declares
 { diff "$work/map" "$work/shared" && [ "$(nm -D --defined-only "$out/libferry.so" | grep -cv ' A LIBFERRY_1.0')" = "$(wc -l < "$work/map")" ]; } > "$work/log" 2>&1
-result shared_library_exports_that_list_versioned
+result $? shared_library_exports_that_list_versioned
 diff "$work/map" "$work/static" > "$work/log" 2>&1
-result static_library_exports_that_list
+result $? static_library_exports_that_list
 { readelf -d "$out/libferry.so" | tee "$work/dynamic" && grep -q 'SONAME.*\[libferry.so.1\]' "$work/dynamic" &&
 	! grep NEEDED "$work/dynamic" | grep -v 'libc\.so\|libpthread'; } > "$work/log" 2>&1
-result soname_and_no_library_but_libc
+result $? soname_and_no_library_but_libc
 { [ "$(uname -m)" != x86_64 ] || "$out/selftests/port/abi"; } > "$work/log" 2>&1
-result structs_are_laid_out_as_released
+result $? structs_are_laid_out_as_released
 
 # --- the example of the documentation --------------------------------------------
 
@@ -106,7 +85,7 @@ export PKG_CONFIG_PATH=$root/usr/lib/pkgconfig PKG_CONFIG_SYSROOT_DIR=$root
 	PKG_CONFIG_ALLOW_SYSTEM_CFLAGS=1 PKG_CONFIG_ALLOW_SYSTEM_LIBS=1 \
 		pkg-config --cflags --libs ferry > "$work/flags" &&
 	cc -Wall -Wextra -Werror -o "$work/tiny" "$work/tiny.c" $(cat "$work/flags") -lpthread; } >> "$work/log" 2>&1
-result example_compiles_with_pkg_config
+result $? example_compiles_with_pkg_config
 export LD_LIBRARY_PATH=$root/usr/lib
 
 # vmm NAME [incoming]: start the example.
@@ -136,12 +115,12 @@ move() {
 moved=$?
 steps=$(sed -n 's/^quit after \([0-9]*\) steps$/\1/p' "$work/a.out")
 [ $moved = 0 ] && [ "${steps:-0}" -gt 0 ] && grep -qx "arrived after $steps steps" "$work/b.out"
-result example_migrates
+result $? example_migrates
 
 # It runs there, so it can be sent on.
 { mv "$work/b.port" "$work/a.port" && vmm b incoming && move --tracker none; } 2>> "$work/log" &&
 	grep -q 'arrived after' "$work/b.out"
-result and_migrates_on
+result $? and_migrates_on
 end
 
 # The worker dies with the guest paused: the guardian resumes it, through the same connection.
@@ -154,7 +133,7 @@ wait $recv
 { [ $code = 1 ] && ! gone $a && grep -q 'the guest is at the source' "$work/log" &&
 	! grep -q arrived "$work/b.out"; } 2>> "$work/log" &&
 	move # the destination waits for another
-result killed_worker_leaves_the_guest_running
+result $? killed_worker_leaves_the_guest_running
 end
 
 # --- kinds ------------------------------------------------------------------------
@@ -177,10 +156,10 @@ if command -v qemu-system-x86_64 > /dev/null; then
 	cat "$work/qemu.log" "$work/recv.log" >> "$work/log"
 	[ $code = 1 ] && grep -q "in a VMM of kind 'tiny/1' (port:) at the source, and waited for by a QEMU (qmp:) here" "$work/log" &&
 		! gone $a
-	result port_to_qmp_is_refused_by_name
+	result $? port_to_qmp_is_refused_by_name
 	"$ferry" send "qmp:$work/a.port" "unix:$work/link" --quiet --timeout 5 > "$work/log" 2>&1
 	[ $? = 1 ] && ! gone $a
-	result qmp_of_a_port_is_refused
+	result $? qmp_of_a_port_is_refused
 	end
 	rm -f "$ram"
 else
@@ -194,6 +173,6 @@ count=12
 [ -z "${FERRY_TEST_LONG:-}" ] || count=100
 "$ferry" doctor --json 2>/dev/null | grep -q '"tracker-pagemap","works":true' || export NO_PAGEMAP=1
 LD_LIBRARY_PATH= "$program" "$ferry" $count "$work" > "$work/log" 2>&1
-result "no_leak_over_${count}_migrations"
+result $? "no_leak_over_${count}_migrations"
 sed -n 's/^/# /p' "$work/log"
 exit $status

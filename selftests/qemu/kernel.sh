@@ -10,33 +10,13 @@
 set -eu
 root=$(cd "$(dirname "$0")/../.." && pwd)
 . "$root/selftests/qemu/apt.sh"
+. "$root/selftests/qemu/flavour.sh"
 
-flavour=${1:-cloud}
-# flavour, package that depends on the current kernel, suite
-while read -r name meta suite; do
-	[ "$name" != "$flavour" ] || break
-done <<TABLE
-cloud       linux-image-cloud-amd64  -
-standard    linux-image-amd64        -
-6.12        linux-image-amd64        bookworm-backports
-6.12-cloud  linux-image-cloud-amd64  bookworm-backports
-7.2         linux-image-amd64        trixie-backports
-7.2-cloud   linux-image-cloud-amd64  trixie-backports
-none        -                        -
-TABLE
-[ "$name" = "$flavour" ] ||
-	die "there is no flavour '$flavour'; know cloud standard 6.12 6.12-cloud 7.2 7.2-cloud"
-
-out=$cache/kernel-$flavour
+name=${1:-cloud}
+flavour "$name" image
+out=$cache/kernel-$name
 need apt-get dpkg-deb depmod flock
-lock "kernel-$flavour"
-
-# depends PACKAGE PREFIX: what a package depends on whose name starts so and goes
-# on with a version, from the lists that $apt_options selects.
-depends() {
-	apt-cache $apt_options show --no-all-versions "$1" 2>/dev/null | sed -n 's/^Depends: //p' |
-		head -n 1 | tr ',' '\n' | sed -n "s/^ *\($2-[0-9][^ ]*\).*/\1/p"
-}
+lock "kernel-$name"
 
 fetch() { # SUITE
 	apt_suite "$1"

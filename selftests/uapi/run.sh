@@ -7,27 +7,7 @@
 # runs it). Headers that are spoiled in one place do not pass. Prints TAP.
 set -u
 cd "$(dirname "$0")/../.." || exit 1
-work=$(mktemp -d) || exit 1
-trap 'rm -rf "$work"' EXIT
-trap 'exit 143' TERM INT
-number=0 status=0
-
-# result STATUS NAME: with what was said in log.
-result() {
-	number=$((number + 1))
-	if [ "$1" = 0 ]; then
-		echo "ok $number - $2"
-	else
-		echo "not ok $number - $2"
-		sed 's/^/# /' "$work/log"
-		status=1
-	fi
-}
-
-skip() { # NAME WHY
-	number=$((number + 1))
-	echo "ok $number - $1 # SKIP $2"
-}
+. selftests/tap.sh
 
 strict='-Wall -Wextra -Wshadow -Wpadded -pedantic -Werror'
 arch=$(${CC:-cc} -print-multiarch)
