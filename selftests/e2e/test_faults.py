@@ -58,8 +58,10 @@ running-sent       recv            D      D        d      L
 """
 ROWS = [line.split() for line in MATRIX.strip().splitlines()]
 STAGE_SIDE = {row[0]: row[1] for row in ROWS}
-# Passed in postcopy only: test_postcopy.py hits them.
-POSTCOPY_STAGES = {"lacks": "send", "listening": "recv", "lacks-sent": "recv", "placed": "recv"}
+# Passed in postcopy only: test_postcopy.py and test_postcopy_recover.py hit them.
+POSTCOPY_STAGES = {"lacks": "send", "listening": "recv", "lacks-sent": "recv", "placed": "recv",
+                   "paused": "send", "answered": "send", "again": "send", "cut": "recv",
+                   "back": "recv", "told": "recv", "recover": "recv"}
 # After these the guest that stayed at the source is migrated once more, for good.
 AGAIN = ("attach", "prepare", "stop", "loaded", "blocks", "commit-wait", "run-accepted")
 # Deadlines of ferry itself, so short that a test of a lost peer ends soon.

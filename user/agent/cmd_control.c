@@ -84,6 +84,7 @@ static int cancel_waiting(const char *id, struct ferry_error *err)
 	if (!r) {
 		job.record.settled = true;
 		r = ferry_job_save(&job, err);
+		ferry_runtime_forget(id, NULL);
 	}
 	ferry_job_destroy(&job);
 	close(lock_fd);
@@ -112,6 +113,13 @@ int ferry_command_postcopy(const struct ferry_args *args)
 	struct ferry_error err = { 0 };
 
 	return control_exit(control_send(args->operands[0], request_of("postcopy"), &err), &err);
+}
+
+int ferry_command_pause(const struct ferry_args *args)
+{
+	struct ferry_error err = { 0 };
+
+	return control_exit(control_send(args->operands[0], request_of("pause"), &err), &err);
 }
 
 int ferry_command_set(const struct ferry_args *args)

@@ -95,6 +95,13 @@ static int resume_destination(struct ferry_job *job, bool force, struct ferry_er
 	const char *id = job->record.id;
 	int r = 0;
 
+	/* To put the VMM back would let it read zeros where the source's memory belongs. */
+	if (job->record.postcopy && (job->record.phase == FERRY_PHASE_COMMIT_WAIT ||
+				     job->record.phase == FERRY_PHASE_RUN_ACCEPTED))
+		return ferry_error_set(err, EPERM, "memory of the guest of %s is still at the source: "
+				       "it cannot run here without.\n"
+				       "  ferry recover %s        waits for the source (there: ferry "
+				       "recover ITS-ID)", id, id);
 	switch (job->record.phase) {
 	case FERRY_PHASE_COMMIT_WAIT:
 		if (!force)
@@ -126,6 +133,8 @@ static int resume_destination(struct ferry_job *job, bool force, struct ferry_er
 		r = ferry_job_undo(job, false, err);
 	if (!r)
 		r = resume_end(job, FERRY_STATE_FAILED, err);
+	if (!r)
+		ferry_runtime_forget(id, NULL);
 	if (!r)
 		printf("%s: cleaned up; the guest never ran here\n", id);
 	return r;

@@ -155,6 +155,8 @@ struct json_object *ferry_control_reply(struct ferry_job *job, const char *line)
 		r = ferry_job_go_on(job, &err);
 	} else if (!strcmp(command, "postcopy")) {
 		r = ferry_job_postcopy(job, &err);
+	} else if (!strcmp(command, "pause")) {
+		r = ferry_job_pause(job, &err);
 	} else if (!strcmp(command, "recover")) {
 		r = ferry_job_retry(job, control_text(request, "uri"), &err);
 	} else if (!strcmp(command, "set")) {

@@ -230,6 +230,7 @@ static int guardian_clean_up(struct guardian *g, struct ferry_record *record)
 	}
 	job.record.settled = out.exit_code != 3;
 	ferry_job_save(&job, NULL);
+	ferry_runtime_forget(g->id, NULL);
 	ferry_report_outcome(&g->report, &job.record, &job.stats, &out);
 	ferry_job_destroy(&job);
 	return out.exit_code;

@@ -26,6 +26,7 @@ static const struct command commands[] = {
 	{ "continue", "ID", 1, 1, 0, "go on from pre-switchover", ferry_command_continue },
 	{ "postcopy", "ID", 1, 1, 0, "run the guest at the destination now, its memory follows",
 	  ferry_command_postcopy },
+	{ "pause", "ID", 1, 1, 0, "postcopy: cut the link until 'recover'", ferry_command_pause },
 	{ "set", "ID KEY=VALUE", 2, 2, 0, "max-bandwidth=SIZE, downtime-limit=MS",
 	  ferry_command_set },
 	{ "recover", "ID [URI]", 1, 2, 0, "ask the other side what happened, and end it by that",
@@ -39,7 +40,7 @@ static const struct command commands[] = {
 };
 
 static const char *const not_built[] = {
-	"save", "restore", "inspect", "cpr", "pause", "spill",
+	"save", "restore", "inspect", "cpr", "spill",
 };
 
 static void usage(FILE *out)

@@ -60,6 +60,43 @@ int ferry_runtime_path(const char *id, const char *suffix, char path[FERRY_RUNTI
 	return 0;
 }
 
+/* What FERRY_JOB_KEPT files there may be of an id. */
+static const char *const kept_names[] = { "placed", "layout" };
+
+static bool is_kept(const char *name)
+{
+	size_t i;
+
+	for (i = 0; i < sizeof(kept_names) / sizeof(kept_names[0]); i++)
+		if (!strcmp(name, kept_names[i]))
+			return true;
+	return false;
+}
+
+int ferry_runtime_kept(const char *id, const char *name, bool fresh)
+{
+	char path[FERRY_RUNTIME_PATH];
+	int fd, r = ferry_runtime_path(id, name, path, NULL);
+
+	if (r || !is_kept(name))
+		return r ? r : -ENOENT;
+	if (fresh)
+		unlink(path);
+	fd = open(path, fresh ? O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC : O_RDWR | O_CLOEXEC, 0600);
+	return fd < 0 ? -errno : fd;
+}
+
+void ferry_runtime_forget(const char *id, const char *name)
+{
+	char path[FERRY_RUNTIME_PATH];
+	size_t i;
+
+	for (i = 0; i < sizeof(kept_names) / sizeof(kept_names[0]); i++)
+		if ((!name || !strcmp(name, kept_names[i])) &&
+		    !ferry_runtime_path(id, kept_names[i], path, NULL))
+			unlink(path);
+}
+
 int ferry_runtime_check_id(const char *id, struct ferry_error *err)
 {
 	const char *p;

@@ -2,12 +2,15 @@
 #ifndef FERRY_AGENT_RUNTIME_H
 #define FERRY_AGENT_RUNTIME_H
 
+#include <stdbool.h>
+
 #include "base/error.h"
 
 /*
  * The runtime folder: $FERRY_RUNTIME_DIR, else /run/ferry, else
  * $XDG_RUNTIME_DIR/ferry. Of each migration it holds ID.json (the record),
- * ID.sock (the control socket while a process serves it) and ID.lock.
+ * ID.sock (the control socket while a process serves it) and ID.lock; of a guest that
+ * runs while memory is missing, ID.layout and ID.placed too.
  */
 #define FERRY_RUNTIME_PATH 200
 
@@ -31,5 +34,17 @@ int ferry_runtime_check_id(const char *id, struct ferry_error *err);
  * Return: a descriptor, -EBUSY a process serves this id, -errno.
  */
 int ferry_runtime_lock(const char *id, struct ferry_error *err);
+
+/**
+ * ferry_runtime_kept() - a file that outlives all processes of the migration
+ * @name: "placed" or "layout"
+ * @fresh: make an empty one in the place of what there is
+ *
+ * Return: a descriptor, -ENOENT, -errno.
+ */
+int ferry_runtime_kept(const char *id, const char *name, bool fresh);
+
+/** ferry_runtime_forget() - remove that file; NULL: all there may be of this id. */
+void ferry_runtime_forget(const char *id, const char *name);
 
 #endif

@@ -23,6 +23,7 @@
 #include <unistd.h>
 
 #include "agent/control.h"
+#include "agent/runtime.h"
 #include "agent/store.h"
 #include "base/clock.h"
 #include "base/io.h"
@@ -97,6 +98,7 @@ static int worker_hold(void *ctx, const char *name, int fd, struct ferry_error *
 	if (fd < 0) {
 		worker_drop(w, name);
 		pthread_mutex_unlock(&w->lock);
+		ferry_runtime_forget(w->job.record.id, name);
 		return 0;
 	}
 	for (i = 0; i < w->held_count; i++)
@@ -131,7 +133,17 @@ static int worker_held(void *ctx, const char *name)
 		if (!strcmp(w->held[i].name, name))
 			fd = fcntl(w->held[i].fd, F_DUPFD_CLOEXEC, 0);
 	pthread_mutex_unlock(&w->lock);
-	return fd;
+	/* All processes may have died since. */
+	return fd < 0 ? ferry_runtime_kept(w->job.record.id, name, false) : fd;
+}
+
+static int worker_keep(void *ctx, const char *name, struct ferry_error *err)
+{
+	struct worker *w = ctx;
+	int fd = ferry_runtime_kept(w->job.record.id, name, true);
+
+	return fd < 0 ? ferry_error_set(err, -fd, "cannot make the file %s.%s beside the record: "
+					"%s", w->job.record.id, name, strerror(-fd)) : fd;
 }
 
 static void worker_state(void *ctx, enum ferry_state state)
@@ -317,6 +329,9 @@ static int worker_start(struct worker *w, struct ferry_worker_params *params,
 			w->job.held_listen_fd = fcntl(params->held[i].fd, F_DUPFD_CLOEXEC, 0);
 	}
 	w->held_count = params->held_count;
+	/* Of an earlier migration with this id. */
+	if (!params->recover)
+		ferry_runtime_forget(w->job.record.id, NULL);
 	w->control_fd = ferry_control_listen(w->job.record.id, err);
 	if (w->control_fd < 0)
 		return w->control_fd;
@@ -344,6 +359,7 @@ int ferry_worker_main(struct ferry_worker_params *params)
 		.save = worker_save,
 		.hold = worker_hold,
 		.held = worker_held,
+		.keep = worker_keep,
 		.state = worker_state,
 		.listening = worker_listening,
 		.ctx = &w,

@@ -119,37 +119,6 @@ static void destination_free(struct ferry_destination *d)
 	free(d->state);
 }
 
-static int destination_listen(struct ferry_destination *d, struct ferry_error *err)
-{
-	struct ferry_job *job = d->job;
-	char text[FERRY_URI_MAX];
-	bool open_to_all = false;
-	int r;
-
-	if (job->held_listen_fd >= 0) {
-		d->listen_fd = job->held_listen_fd;
-		job->held_listen_fd = -1;
-	} else {
-		d->listen_fd = ferry_sock_listen(&d->uri, &open_to_all, err);
-		if (d->listen_fd < 0)
-			return d->listen_fd;
-	}
-	if (open_to_all)
-		ferry_log_warn("anybody who can reach %s port %s can connect and send a guest; "
-			       "use a firewall, a private network or unix:PATH with a tunnel",
-			       d->uri.host, d->uri.port);
-	ferry_lobby_init(&d->lobby, d->listen_fd, d->wake_fd);
-	ferry_uri_format(&d->uri, text);
-	/* A port that was 0: whoever takes over must listen at the same one. */
-	snprintf(job->record.uri, sizeof(job->record.uri), "%s", text);
-	r = ferry_job_save(job, err);
-	if (!r && job->hooks->hold)
-		r = job->hooks->hold(job->hooks->ctx, "listen", d->listen_fd, err);
-	if (!r && job->hooks->listening)
-		job->hooks->listening(job->hooks->ctx, text);
-	return r;
-}
-
 static int destination_attach(struct ferry_destination *d, struct ferry_error *err)
 {
 	struct ferry_job *job = d->job;
@@ -234,6 +203,7 @@ static int destination_step(struct ferry_destination *d, struct ferry_error *err
 			ferry_log_debug("woken up for nothing");
 		if (destination_is_whole(d))
 			return destination_placed(d);
+		ferry_destination_relisten(d);
 		r = 0;
 		if (!ferry_job_cancelled(d->job))
 			return ferry_destination_complains(d, err);
@@ -474,7 +444,7 @@ void ferry_destination_run(struct ferry_job *job, struct ferry_outcome *out)
 	if (!r)
 		r = destination_attach(&d, &err);
 	if (!r)
-		r = destination_listen(&d, &err);
+		r = ferry_destination_listen(&d, &err);
 	if (!r)
 		r = ferry_fault_point("listen", &err);
 	if (r)
@@ -489,16 +459,17 @@ static int destination_adopt(struct ferry_destination *d, struct ferry_error *er
 {
 	struct ferry_job *job = d->job;
 	enum ferry_phase phase = job->record.phase;
-	int fd = job->hooks->held ? job->hooks->held(job->hooks->ctx, "layout") : -1;
 	int r;
 
-	if (fd < 0 && phase != FERRY_PHASE_RAN_LACKS)
+	if (!job->record.postcopy || job->record.settled)
 		return 0;
-	ferry_io_close(&fd);
 	if (phase != FERRY_PHASE_RAN_LACKS && phase != FERRY_PHASE_RUN_ACCEPTED &&
 	    phase != FERRY_PHASE_COMMIT_WAIT && phase != FERRY_PHASE_RAN)
 		return 0;
 	r = ferry_incoming_adopt(&d->incoming, &d->ram, err);
+	/* With all its memory it is like any other guest, whose VMM undo() puts back. */
+	if (r && phase == FERRY_PHASE_RAN)
+		return 0;
 	if (r)
 		return r;
 	d->config = d->incoming.config;
@@ -527,7 +498,7 @@ void ferry_destination_recover(struct ferry_job *job, struct ferry_outcome *out)
 		job->hooks->state(job->hooks->ctx, job->state);
 	r = ferry_uri_parse(job->record.uri, &d.uri, &err);
 	if (!r)
-		r = destination_listen(&d, &err);
+		r = ferry_destination_listen(&d, &err);
 	if (r) {
 		out->error = err;
 		destination_advice(&d, out);

@@ -66,6 +66,11 @@ int ferry_destination_newcomer(struct ferry_destination *d, const struct ferry_w
  * Return: 0; -errno with the text. A connection that was only lost is no complaint.
  */
 int ferry_destination_complains(struct ferry_destination *d, struct ferry_error *err);
+/** ferry_destination_listen() - at its uri, which says where really afterwards. */
+int ferry_destination_listen(struct ferry_destination *d, struct ferry_error *err);
+
+/** ferry_destination_relisten() - if a person says where to listen from now on. */
+void ferry_destination_relisten(struct ferry_destination *d);
 
 /** ferry_destination_drop_channels() - those that wait for others. */
 void ferry_destination_drop_channels(struct ferry_destination *d);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /*
- * Who may connect to the destination, and when. The main channel comes first and once; multifd
+ * Where the destination listens, who may connect to it, and when. The main channel comes first and once; multifd
  * channels after READY; the fault channel beside them, when the source is about to switch to
  * postcopy. A main channel with a higher epoch replaces the older one, and with it, in
  * postcopy, all other channels.
@@ -14,6 +14,67 @@
 #include "base/log.h"
 #include "engine/destination.h"
 #include "engine/fault_points.h"
+#include "xport/sock.h"
+
+int ferry_destination_listen(struct ferry_destination *d, struct ferry_error *err)
+{
+	struct ferry_job *job = d->job;
+	char text[FERRY_URI_MAX];
+	bool open_to_all = false;
+	int r;
+
+	if (job->held_listen_fd >= 0) {
+		d->listen_fd = job->held_listen_fd;
+		job->held_listen_fd = -1;
+	} else {
+		d->listen_fd = ferry_sock_listen(&d->uri, &open_to_all, err);
+		if (d->listen_fd < 0)
+			return d->listen_fd;
+	}
+	if (open_to_all)
+		ferry_log_warn("anybody who can reach %s port %s can connect and send a guest; "
+			       "use a firewall, a private network or unix:PATH with a tunnel",
+			       d->uri.host, d->uri.port);
+	ferry_lobby_init(&d->lobby, d->listen_fd, d->wake_fd);
+	ferry_uri_format(&d->uri, text);
+	/* A port that was 0: whoever takes over must listen at the same one. */
+	snprintf(job->record.uri, sizeof(job->record.uri), "%s", text);
+	r = ferry_job_save(job, err);
+	if (!r && job->hooks->hold)
+		r = job->hooks->hold(job->hooks->ctx, "listen", d->listen_fd, err);
+	if (!r && job->hooks->listening)
+		job->hooks->listening(job->hooks->ctx, text);
+	return r;
+}
+
+void ferry_destination_relisten(struct ferry_destination *d)
+{
+	struct ferry_uri before = d->uri, uri;
+	struct ferry_job *job = d->job;
+	char text[FERRY_SPEC_MAX];
+	struct ferry_error err = { 0 };
+	int old = d->listen_fd;
+
+	pthread_mutex_lock(&job->lock);
+	snprintf(text, sizeof(text), "%s", job->retry ? job->retry_uri : "");
+	job->retry = false;
+	pthread_mutex_unlock(&job->lock);
+	if (!text[0] || ferry_uri_parse(text, &uri, &err))
+		return;
+	ferry_lobby_clear(&d->lobby);
+	d->listen_fd = -1;
+	d->uri = uri;
+	if (ferry_destination_listen(d, &err)) {
+		ferry_log_warn("still listening at the old address: %s", err.text);
+		d->listen_fd = old;
+		d->uri = before;
+		ferry_lobby_init(&d->lobby, old, d->wake_fd);
+		return;
+	}
+	ferry_io_close(&old);
+	if (before.kind == FERRY_URI_UNIX && strcmp(before.path, d->uri.path))
+		unlink(before.path);
+}
 
 void ferry_destination_drop_channels(struct ferry_destination *d)
 {
@@ -83,8 +144,10 @@ void ferry_destination_pause(struct ferry_destination *d)
 	ferry_destination_drop_channels(d);
 	d->asked = false;
 	if (state == FERRY_STATE_POSTCOPY_ACTIVE || state == FERRY_STATE_POSTCOPY_RECOVER ||
-	    state == FERRY_STATE_POSTCOPY_RECOVER_SETUP)
+	    state == FERRY_STATE_POSTCOPY_RECOVER_SETUP) {
 		ferry_job_move(d->job, FERRY_STATE_POSTCOPY_PAUSED, NULL);
+		ferry_fault_point("cut", NULL);
+	}
 }
 
 /* The source is back. The raised epoch is durable before it is answered. */
@@ -111,8 +174,10 @@ static enum ferry_wire_status take_recover(struct ferry_destination *d,
 		d->channels = hello->channels;
 	}
 	ferry_destination_set_main(d, fd);
-	if (ferry_job_state(d->job) == FERRY_STATE_POSTCOPY_PAUSED)
+	if (ferry_job_state(d->job) == FERRY_STATE_POSTCOPY_PAUSED) {
 		ferry_job_move(d->job, FERRY_STATE_POSTCOPY_RECOVER_SETUP, NULL);
+		ferry_fault_point("back", NULL);
+	}
 	return FERRY_WIRE_STATUS_OK;
 }
 
@@ -139,6 +204,7 @@ static int destination_go_on(struct ferry_destination *d, struct ferry_error *er
 	d->fault_fd = -1;
 	if (ferry_job_state(d->job) == FERRY_STATE_POSTCOPY_RECOVER_SETUP) {
 		ferry_job_move(d->job, FERRY_STATE_POSTCOPY_RECOVER, NULL);
+		ferry_fault_point("recover", NULL);
 		ferry_job_move(d->job, FERRY_STATE_POSTCOPY_ACTIVE, NULL);
 	}
 	ferry_incoming_ask_again(&d->incoming);

@@ -357,10 +357,9 @@ static int make_pages(struct ferry_incoming *in, struct ferry_error *err)
 	struct ferry_bitmap_run run = { 0 };
 	int r;
 
-	in->placed_fd = memfd_create("ferry-placed", MFD_CLOEXEC);
+	in->placed_fd = ferry_incoming_keep(in, "placed", err);
 	if (in->placed_fd < 0)
-		return ferry_error_set(err, errno, "a memory file for the map of pages: %s",
-				       strerror(errno));
+		return in->placed_fd;
 	r = ferry_fault_pages_init(&in->pages, in->ram, in->placed_fd, true, err);
 	if (r)
 		return r;
@@ -447,7 +446,11 @@ int ferry_incoming_listen(struct ferry_incoming *in, struct ferry_multifd_recv *
 	if (fault_fd < 0)
 		return ferry_error_set(err, EPROTO, "the source sent POSTCOPY without a fault "
 				       "channel");
-	r = lacks_begin(in, err);
+	/* Durable: whoever finds the guest later must not take it for one that has all its memory. */
+	in->job->record.postcopy = true;
+	r = ferry_job_save(in->job, err);
+	if (!r)
+		r = lacks_begin(in, err);
 	if (!r)
 		r = make_pages(in, err);
 	if (!r)

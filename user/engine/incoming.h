@@ -90,6 +90,8 @@ int ferry_incoming_listen(struct ferry_incoming *in, struct ferry_multifd_recv *
 int ferry_incoming_arm(struct ferry_incoming *in, bool adopted, pid_t vmm,
 		       struct ferry_error *err);
 
+/** ferry_incoming_keep() - a new file that outlives all our processes. Return: it, or -errno. */
+int ferry_incoming_keep(struct ferry_incoming *in, const char *name, struct ferry_error *err);
 /** ferry_incoming_hold() - the guardian keeps all that adopt() needs. */
 int ferry_incoming_hold(struct ferry_incoming *in, struct ferry_error *err);
 /** ferry_incoming_let_go() - it need not any more. */

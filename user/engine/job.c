@@ -194,17 +194,48 @@ int ferry_job_retry(struct ferry_job *job, const char *uri, struct ferry_error *
 	if (state != FERRY_STATE_POSTCOPY_PAUSED) {
 		r = ferry_error_set(err, EINVAL, "%s is at work, its state is %s: there is nothing to "
 				    "recover", job->record.id, ferry_state_name(state));
-	} else if (uri && job->record.role != FERRY_ROLE_SOURCE) {
-		r = ferry_error_set(err, EINVAL, "%s is the destination and listens at %s: give the "
-				    "new address to the source's ferry recover", job->record.id,
-				    job->shown.uri);
 	} else {
 		job->retry = true;
+		job->hold = false;
 		snprintf(job->retry_uri, sizeof(job->retry_uri), "%s", uri ? uri : "");
+		pthread_cond_broadcast(&job->changed);
+		/* The destination waits for connections; in this state nothing else is broken. */
+		if (job->record.role == FERRY_ROLE_DESTINATION && job->interrupt)
+			job->interrupt(job->interrupt_ctx);
+	}
+	pthread_mutex_unlock(&job->lock);
+	return r;
+}
+
+int ferry_job_pause(struct ferry_job *job, struct ferry_error *err)
+{
+	enum ferry_state state = ferry_job_state(job);
+	int r = 0;
+
+	if (job->record.role != FERRY_ROLE_SOURCE)
+		return ferry_error_set(err, EINVAL, "%s is the destination: the source pauses, type it "
+				       "there", job->record.id);
+	pthread_mutex_lock(&job->lock);
+	if (state != FERRY_STATE_POSTCOPY_ACTIVE && state != FERRY_STATE_POSTCOPY_PAUSED) {
+		r = ferry_error_set(err, EINVAL, "%s cannot be paused in state %s, only in "
+				    "postcopy-active (in precopy: ferry cancel)", job->record.id,
+				    ferry_state_name(state));
+	} else {
+		job->hold = true;
 		pthread_cond_broadcast(&job->changed);
 	}
 	pthread_mutex_unlock(&job->lock);
 	return r;
+}
+
+bool ferry_job_held(struct ferry_job *job)
+{
+	bool hold;
+
+	pthread_mutex_lock(&job->lock);
+	hold = job->hold;
+	pthread_mutex_unlock(&job->lock);
+	return hold;
 }
 
 int ferry_job_leave(struct ferry_job *job)

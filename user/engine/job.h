@@ -68,8 +68,13 @@ struct ferry_job_hooks {
 	int (*save)(void *ctx, const struct ferry_record *record, struct ferry_error *err);
 	/* The guardian keeps a copy of a descriptor; -1: it lets that one go. */
 	int (*hold)(void *ctx, const char *name, int fd, struct ferry_error *err);
-	/* A copy of what the guardian keeps under a name. Return: the caller's, or -1. */
+	/* A copy of what the guardian keeps, or what was made by keep(). Return: the caller's, < 0. */
 	int (*held)(void *ctx, const char *name);
+	/*
+	 * A new file "placed" or "layout" that outlives all processes of the migration, until
+	 * hold(-1) of that name. Return: a descriptor, the caller's; -errno with a text.
+	 */
+	int (*keep)(void *ctx, const char *name, struct ferry_error *err);
 	/* A state was published. */
 	void (*state)(void *ctx, enum ferry_state state);
 	/* The destination listens; @uri says where really. */
@@ -97,8 +102,9 @@ struct ferry_job {
 	bool can_postcopy; /* known since READY; if not, why: */
 	char cannot_postcopy[512];
 	bool retry;	/* postcopy-paused: a person says that the link is there again */
-	char retry_uri[FERRY_SPEC_MAX]; /* and where; "" as before */
+	char retry_uri[FERRY_SPEC_MAX]; /* and where to connect or listen; "" as before */
 	bool leave;	/* postcopy-paused: end the process, leave all as it is */
+	bool hold;	/* a person cut the link: it stays so until retry */
 	struct ferry_progress progress;
 	struct ferry_stats stats;
 	struct ferry_record shown; /* the record as last saved, without undo */
@@ -159,11 +165,21 @@ int ferry_job_postcopy(struct ferry_job *job, struct ferry_error *err);
 
 /**
  * ferry_job_retry() - reconnect from postcopy-paused. Any thread.
- * @uri: at the source: where the destination is now; NULL as before
+ * @uri: where the destination is now, or is to listen now; NULL as before
  *
  * Return: 0; -EINVAL it is not paused.
  */
 int ferry_job_retry(struct ferry_job *job, const char *uri, struct ferry_error *err);
+
+/**
+ * ferry_job_pause() - postcopy: cut the link, and wait for ferry_job_retry(). Any thread.
+ *
+ * Return: 0; -EINVAL not at the source, or not in postcopy.
+ */
+int ferry_job_pause(struct ferry_job *job, struct ferry_error *err);
+
+/** ferry_job_held() - does the cut link wait for a person? */
+bool ferry_job_held(struct ferry_job *job);
 
 /** ferry_job_leave() - end a paused source's process. Return: 0, -EINVAL it is not one. */
 int ferry_job_leave(struct ferry_job *job);

@@ -294,6 +294,8 @@ static int check(struct ferry_pager *p, struct ferry_link *link, struct ferry_er
 {
 	int r = ferry_link_why(link, err);
 
+	if (!r && ferry_job_held(p->job))
+		r = ferry_error_set(err, EINTR, "paused by a person");
 	if (!r)
 		r = ferry_page_server_why(p->server, err);
 	/* Never waits: there is always that much room. */

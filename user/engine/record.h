@@ -49,7 +49,7 @@ struct ferry_record {
 	bool disturbed_peer;	    /* source: PACKAGE was sent, the destination may wait for RUN */
 	bool guest_paused;	    /* it was paused before, and stays so */
 	bool keep_source;
-	bool postcopy;		    /* source: it has switched, or is about to */
+	bool postcopy;		    /* it has switched or is about to; destination: RAM is armed */
 	uint8_t codec;		    /* source: as agreed at the start */
 	bool checksum;
 	uint32_t timeout_ms;

@@ -303,9 +303,12 @@ static int settle_page(struct ferry_settle *s, struct ferry_error *err)
 static int settle_again(struct ferry_settle *s, struct ferry_error *err)
 {
 	struct ferry_link_params params;
+	int r;
 
 	settle_link_params(s, ferry_clock_in_ms(s->job->record.timeout_ms), &params);
-	return ferry_pager_again(s->pager, &params, err);
+	r = ferry_pager_again(s->pager, &params, err);
+	ferry_fault_point("again", NULL);
+	return r;
 }
 
 /* One attempt over the present link. Return: true when it is settled. */
@@ -314,6 +317,8 @@ static bool settle_try(struct ferry_settle *s, bool ask, struct ferry_error *err
 {
 	int r = ask ? settle_ask(s, err) : FERRY_WIRE_ANSWER_WAITING, again = 0;
 
+	if (r == FERRY_WIRE_ANSWER_LACKS)
+		ferry_fault_point("answered", NULL);
 	/* Starting the guest may take pages that are missing. */
 	if (ask && s->pager &&
 	    (r == FERRY_WIRE_ANSWER_WAITING || r == FERRY_WIRE_ANSWER_LACKS))
@@ -351,12 +356,17 @@ static void settle_lost(struct ferry_settle *s)
 	if (s->pager)
 		ferry_pager_hang_up(s->pager);
 	if (settle_in_postcopy(s)) {
+		/* The destination learns it at once, too. */
+		ferry_link_close(s->link);
+		s->link = NULL;
 		if (ferry_job_state(s->job) != FERRY_STATE_POSTCOPY_PAUSED)
 			ferry_job_move(s->job, FERRY_STATE_POSTCOPY_PAUSED, NULL);
 	} else if (ferry_job_state(s->job) != FERRY_STATE_COMMIT_UNKNOWN) {
 		ferry_job_move(s->job, FERRY_STATE_COMMIT_UNKNOWN, NULL);
 	}
 	ferry_job_save(s->job, NULL);
+	if (settle_in_postcopy(s))
+		ferry_fault_point("paused", NULL);
 }
 
 static void settle_paused(struct ferry_settle *s, const struct ferry_error *why,
@@ -406,7 +416,7 @@ static bool settle_retry(struct ferry_settle *s, struct ferry_error *err, struct
 {
 	uint64_t deadline_ns = ferry_clock_in_ms(s->job->record.timeout_ms);
 
-	while (ferry_clock_ns() < deadline_ns) {
+	while (ferry_clock_ns() < deadline_ns && !ferry_job_held(s->job)) {
 		struct ferry_error now = { 0 };
 		int r = settle_reconnect(s, deadline_ns, &now);
 

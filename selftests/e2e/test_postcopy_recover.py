@@ -1,0 +1,312 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Recovery in postcopy: the link is cut, processes die, and the guest gets all its memory.
+
+Most use ferry-vmm, whose guest checks every page it reads and stops at the first that is not
+what it wrote; two use QEMU, whose monitor hangs while a vCPU waits for a page.
+"""
+import os
+import re
+import signal
+import sys
+import time
+
+import tap
+import vmm
+from lib import Lab, check, check_equal, check_result, prerequisites, wait_until
+from tap import test
+
+# So slow that it is under way when something happens; the rest is sent at full speed.
+SLOWLY = ("--postcopy", "now", "--max-bandwidth", "3M")
+
+
+class Move:
+    """A migration of a guest of ferry-vmm that is in postcopy-active."""
+
+    def __init__(self, lab, send=None, recv=None, side=None, timeout=10, args=SLOWLY, qemu=False,
+                 running=True, shape=()):
+        self.lab = lab
+        if qemu:
+            self.guest = lab.boot(append="ferry.dirty=16 ferry.pause_ms=10")
+        else:
+            self.guest = lab.guest(*shape)
+        self.source, self.target = self.guest.qemu, lab.destination()
+        self.timeout = timeout
+        self.recv = lab.ferry("recv", self.target.uri, "tcp:127.0.0.1:0", "--timeout", timeout,
+                              fault=recv, side=recv and side)
+        self.uri = self.recv.wait_listening()
+        self.send = lab.ferry("send", self.source.uri, self.uri, "--timeout", timeout, *args,
+                              fault=send, side=send and side)
+        if running:
+            self.running()
+
+    def running(self):
+        self.send.wait_state("postcopy-active")
+        self.recv.wait_state("postcopy-active")
+        return self
+
+    def after(self, ferry, state, do):
+        """@do, and wait until @ferry has published @state since."""
+        before = len(ferry.states())
+        do()
+        wait_until(lambda: state in ferry.states()[before:], 20, "%s is %s" % (ferry.name, state))
+
+    def pause(self):
+        self.after(self.recv, "postcopy-paused",
+                   lambda: self.lab.run("pause", self.source.id).check_code(0))
+
+    def recover(self):
+        """As a person does: until it is taken."""
+        before = len(self.send.states())
+
+        def again():
+            if "postcopy-active" in self.send.states()[before:]:
+                return self.recv.states()[-1] == "postcopy-active"
+            self.lab.run("recover", self.source.id)
+            return False
+        wait_until(again, 20, "it goes on")
+
+    def full_speed(self):
+        self.lab.run("set", self.source.id, "max-bandwidth=0")
+
+    def completed(self, killed=None):
+        self.full_speed()
+        for ferry in (self.send, self.recv):
+            ferry.finish(30)
+            check_result(ferry.result, "completed", guest="destination", error=None,
+                         missing_pages=0)
+            # The process that was started was the guardian that was killed.
+            ferry.check_code(-signal.SIGKILL if ferry is killed else 0)
+        self.guest.moved(self.target)
+        wait_until(lambda: not self.source.alive(), 5, "the source has ended")
+        self.guest.check_good()
+        self.target.check_clean()
+        check_equal([f for f in os.listdir(self.lab.runtime) if re.search("placed|layout", f)], [],
+                    "files that are left")
+
+    def kill_all(self, ferry, stop=()):
+        """Guardian and worker, neither of which sees the other die."""
+        pids = list(stop) or [ferry.pid, ferry.worker()]
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        ferry.finish()
+
+
+def in_vmm(function):
+    """The lab of ferry-vmm in the place of QEMU's."""
+    def wrapped(lab, *args):
+        vmm.prerequisites()
+        lab = vmm.VmmLab(lab.name)
+        failed = True
+        try:
+            function(lab, *args)
+            lab.settle()
+            failed = False
+        finally:
+            if failed:
+                print("# " + lab.diagnostics().replace("\n", "\n# "))
+            lab.close(failed)
+    wrapped.__name__ = function.__name__
+    wrapped.__doc__ = function.__doc__
+    return wrapped
+
+
+@test()
+@in_vmm
+def paused_by_a_person(lab):
+    """`ferry pause`, twice; the guest works on, status tells, and `ferry recover` ends it."""
+    move = Move(lab)
+    run = lab.run("pause", move.target.id + "-in")
+    run.check_code(1)
+    check("is the destination: the source pauses" in run.stderr, "it says: %s", run.stderr)
+    for _ in range(2):
+        move.pause()
+        status = lab.run("status", move.source.id, "--json").stdout
+        check('"state":"postcopy-paused"' in status, "status: %s", status)
+        check('"guest":"destination"' in status, "status: %s", status)
+        check(move.target.running() and not move.source.running(), "one of them runs it")
+        move.recover()
+        states = move.send.states()
+        check_equal(states[-4:], ["postcopy-paused", "postcopy-recover-setup", "postcopy-recover",
+                                  "postcopy-active"], "the source's states")
+        check_equal(move.recv.states()[-4:], states[-4:], "the destination's states")
+    move.completed()
+    run = lab.run("pause", move.source.id)
+    run.check_code(1)
+
+
+@test()
+@in_vmm
+def pause_too_early(lab):
+    guest = lab.guest()
+    recv = lab.recv(lab.destination())
+    send = lab.send(guest.qemu, recv.listening, "--pause-before-switchover")
+    send.wait_state("pre-switchover")
+    run = lab.run("pause", guest.qemu.id)
+    run.check_code(1)
+    check("cannot be paused in state pre-switchover" in run.stderr, "it says: %s", run.stderr)
+    lab.run("cancel", guest.qemu.id).check_code(0)
+    send.finish().check_code(1)
+    recv.finish().check_code(1)
+    guest.check_good()
+
+
+@test()
+@in_vmm
+def another_address(lab):
+    """Both sides go on at an address that is new, and the old one is free."""
+    move = Move(lab)
+    move.pause()
+    there = "unix:%s/elsewhere.sock" % lab.dir
+    lab.run("recover", move.target.id + "-in", there).check_code(0)
+    wait_until(lambda: os.path.exists(there[5:]), 5, "it listens there")
+    run = lab.run("recover", move.source.id, "nonsense:1")
+    run.check_code(2)
+    move.after(move.send, "postcopy-active",
+               lambda: lab.run("recover", move.source.id, there).check_code(0))
+    run = lab.run("recover", move.source.id)
+    run.check_code(1)
+    check("there is nothing to recover" in run.stderr, "it says: %s", run.stderr)
+    move.completed()
+
+
+@test(cases={
+    **{"%s-%s" % (stage, side): (end, stage, side) for end, stage in (
+        ("send", "paused"), ("send", "answered"), ("send", "again"), ("recv", "cut"),
+        ("recv", "back"), ("recv", "told"), ("recv", "recover")) for side in ("worker", "guardian")},
+})
+@in_vmm
+def killed_in_recovery(lab, end, stage, side):
+    """The link is cut, and while it is recovered a process dies."""
+    move = Move(lab, side=side, **{end: stage + ":kill"})
+    lab.run("pause", move.source.id).check_code(0)
+    move.recv.wait_state("postcopy-paused")
+    move.recover()
+    move.completed(getattr(move, end) if side == "guardian" else None)
+
+
+@test(cases={"%s-%s" % (stage, end): (end, stage, state) for end, stage, state in (
+    ("recv", "listening", "source"), ("recv", "package-received", "source"),
+    ("recv", "load", "source"), ("recv", "commit-wait", "source"),
+    ("recv", "run-accepted", "both"), ("recv", "start", "both"), ("recv", "lacks-sent", "both"),
+    ("send", "discard", "source"), ("send", "package", "source"), ("send", "commit", "both"),
+    ("send", "run", "both"), ("send", "lacks", "both"))})
+@in_vmm
+def all_of_a_side_die(lab, end, stage, result):
+    """Guardian and worker of a side, at a stage; the commands that are shown bring it back."""
+    move = Move(lab, timeout=2, running=False, **{end: stage + ":stop"})
+    victim = getattr(move, end)
+    stopped = wait_until(lambda: [p for p in lab.ferry_pids() if is_stopped(p)], 15, "the stage")
+    move.kill_all(victim, [victim.pid] + stopped)
+    name = move.source.id if end == "send" else move.target.id + "-in"
+    if result == "source":
+        back_at_the_source(lab, move, end, name)
+        return
+    if end == "recv" and stage == "run-accepted":
+        # The guest must not run with memory that is not there.
+        run = lab.run("resume", name)
+        run.check_code(3)
+        check("still at the source" in run.stderr, "resume says: %s", run.stderr)
+    again = lab.ferry("recover", name, "--timeout", 20)
+    setattr(move, end, again)
+    if end == "recv":
+        again.wait_listening()
+        # A source that gave up waiting says what to type, too.
+        if wait_until(lambda: ended(move.send) or "postcopy-active" in move.send.states(), 15,
+                      "the source goes on or ends"):
+            if ended(move.send):
+                move.send.check_code(3)
+                move.send = lab.ferry("recover", move.source.id, "--timeout", 20)
+    move.completed()
+
+
+def back_at_the_source(lab, move, end, name):
+    other = move.recv if end == "send" else move.send
+    other.finish(20)
+    if end == "recv":
+        other.check_code(1)
+    run = lab.run("resume", name)
+    if run.code == 3:  # loaded and waits for the source, which has given up
+        lab.run("cancel", name).check_code(0)
+    if end == "send":
+        run.check_code(0)
+    check(move.source.running(), "the guest does not run at the source")
+    check(not move.target.running(), "the destination runs it too")
+    move.guest.check_good()
+    move.source.check_clean()
+
+
+def ended(ferry):
+    return ferry.process.poll() is not None
+
+
+def is_stopped(pid):
+    try:
+        with open("/proc/%d/stat" % pid) as file:
+            return file.read().rsplit(")", 1)[1].split()[0] in "T"
+    except OSError:
+        return False
+
+
+@test(cases={"%s-%s" % (end, kind): (end, kind) for end in ("send", "recv")
+             for kind in ("vmm", "qemu")})
+def all_of_a_side_die_under_way(lab, end, kind):
+    """Both processes, in the middle of it: nobody but the VMM has the userfaultfd any more."""
+    (in_vmm(die_under_way) if kind == "vmm" else die_under_way)(lab, end, kind == "qemu")
+
+
+def die_under_way(lab, end, qemu):
+    args = ("--postcopy", "now", "--max-bandwidth", "12M") if qemu else SLOWLY
+    move = Move(lab, qemu=qemu, timeout=5, args=args)
+    for turn in range(2):
+        victim = getattr(move, end)
+        # What it has taken over runs as a child of the one that was started.
+        move.kill_all(victim)
+        status = lab.run("status", move.target.id + "-in" if end == "recv" else move.source.id)
+        check("ferry recover" in status.stdout, "status: %s", status.stdout)
+        check(not move.source.running(), "the source runs")
+        again = lab.ferry("recover", move.target.id + "-in" if end == "recv" else move.source.id,
+                          "--timeout", 20)
+        setattr(move, end, again)
+        if end == "recv":
+            again.wait_listening()
+            move.recover()
+        again.wait_state("postcopy-active", 20)
+    move.completed()
+
+
+@test()
+@in_vmm
+def gone_for_good(lab):
+    """What is known of the pages is lost: nobody starts the guest with holes in its memory."""
+    move = Move(lab, timeout=2)
+    move.kill_all(move.recv)
+    for name in os.listdir(lab.runtime):
+        if name.endswith(".placed"):
+            os.unlink(os.path.join(lab.runtime, name))
+    run = lab.run("recover", move.target.id + "-in")
+    run.check_code(3)
+    check("which pages of the guest are here" in run.stderr, "recover says: %s", run.stderr)
+    run = lab.run("resume", move.target.id + "-in")
+    run.check_code(3)
+    check("waits for memory" in run.stderr, "resume says: %s", run.stderr)
+    run = lab.run("resume", move.target.id + "-in", "--force-destination")
+    run.check_code(3)
+    check_equal(move.target._fd_kinds()["userfaultfd"], 1, "the VMM's userfaultfds")
+    move.target.kill()
+    move.send.wait_state("postcopy-paused")
+    wait_until(lambda: ended_by_term(move.send), 15, "the paused source ends")
+    move.send.check_code(3)
+
+
+def ended_by_term(ferry):
+    if not ended(ferry):
+        os.kill(ferry.pid, signal.SIGTERM)
+        time.sleep(0.2)
+    return ended(ferry)
+
+
+if __name__ == "__main__":
+    sys.exit(tap.main(Lab, prerequisites))
