@@ -330,14 +330,36 @@ static void paused(void **state)
 	assert_string_equal(h->job.retry_uri, "");
 	/* What the running guest gets its memory from does not end by itself. */
 	h->job.record.role = FERRY_ROLE_DESTINATION;
-	snprintf(h->job.shown.uri, sizeof(h->job.shown.uri), "unix:/here");
 	assert_int_equal(ferry_job_leave(&h->job), -EINVAL);
-	assert_int_equal(ferry_job_retry(&h->job, "tcp:there:1", &err), -EINVAL);
-	assert_string_equal(err.text, "vm1 is the destination and listens at unix:/here: give the new "
-				      "address to the source's ferry recover");
+	/* It listens elsewhere from then on. */
+	assert_int_equal(ferry_job_retry(&h->job, "tcp:there:1", &err), 0);
+	assert_string_equal(h->job.retry_uri, "tcp:there:1");
 	h->job.record.role = FERRY_ROLE_SOURCE;
 	assert_int_equal(ferry_job_leave(&h->job), 0);
 	assert_true(h->job.leave);
+}
+
+/* A person cuts the link, and only a person mends it. */
+static void cut(void **state)
+{
+	struct hooked *h = *state;
+	struct ferry_error err;
+
+	h->job.state = FERRY_STATE_ACTIVE;
+	assert_int_equal(ferry_job_pause(&h->job, &err), -EINVAL);
+	assert_string_equal(err.text, "vm1 cannot be paused in state active, only in postcopy-active "
+				      "(in precopy: ferry cancel)");
+	assert_false(ferry_job_held(&h->job));
+	h->job.state = FERRY_STATE_POSTCOPY_ACTIVE;
+	assert_int_equal(ferry_job_pause(&h->job, &err), 0);
+	assert_true(ferry_job_held(&h->job));
+	h->job.state = FERRY_STATE_POSTCOPY_PAUSED;
+	assert_int_equal(ferry_job_pause(&h->job, &err), 0);
+	assert_int_equal(ferry_job_retry(&h->job, NULL, &err), 0);
+	assert_false(ferry_job_held(&h->job));
+	h->job.record.role = FERRY_ROLE_DESTINATION;
+	assert_int_equal(ferry_job_pause(&h->job, &err), -EINVAL);
+	assert_string_equal(err.text, "vm1 is the destination: the source pauses, type it there");
 }
 
 static void sizes(void **state)
@@ -393,7 +415,7 @@ int main(void)
 		WITH_JOB(moves),    WITH_JOB(phases),	       WITH_JOB(cancel_or_commit),
 		WITH_JOB(cancel_first), WITH_JOB(cancel_after_the_end), WITH_JOB(races),
 		WITH_JOB(going_on), WITH_JOB(waits),	       WITH_JOB(settings),
-		WITH_JOB(postcopy), WITH_JOB(paused),
+		WITH_JOB(postcopy), WITH_JOB(paused), WITH_JOB(cut),
 		cmocka_unit_test(sizes), cmocka_unit_test(places),
 	};
 
