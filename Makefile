@@ -164,8 +164,9 @@ $(O)/targets/%: $(O)/obj/selftests/fuzz/%.o $(archive) $(O)/libferry.a
 
 # --- suites -----------------------------------------------------------------
 
-.PHONY: unit unit-programs
-unit-programs: $(unit_tests)
+# What the suites make in $(O), all at once.
+.PHONY: unit test-programs
+test-programs: $(unit_tests) $(addprefix $(O)/selftests/,inject/kill_sweep port/leaks port/abi)
 unit: $(unit_tests)
 	@python3 scripts/tap.py run --timeout 150 $(unit_tests)
 

@@ -2,9 +2,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Run the test suites and count; scripts/check is the way in.
 
-    scripts/check [--long] [--list] [SUITE...]
+    scripts/check [--long] [--list] [--jobs N] [SUITE...]
 
-A suite is a command that prints TAP. The first ones below are targets of the
+Most suites wait more than they compute, so one runs beside another for each processor;
+`build` runs before all of them and `demo` after. A suite is a command that prints TAP. The first ones below are targets of the
 Makefile; every selftests/NAME/run.sh is one more, found by being there. What a
 suite prints goes to build/check/NAME.log; tap.py says what counts as what. A
 suite that leaves a process behind has a failure, and the process is ended.
@@ -15,8 +16,10 @@ anything failed.
 import argparse
 import ctypes
 import glob
+import json
 import os
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -43,14 +46,16 @@ E2E_PART = {
 }
 # Virtual machines inside a virtual machine, both emulated: minutes for each step.
 LONG_ONLY = {'vm'}
-MAKE = ['make', '--no-print-directory', '-j%d' % (os.cpu_count() or 1), 'WERROR=1']
+MAKE = ['make', '--no-print-directory', '-j%d' % (os.cpu_count() or 1)]
 
 
 class Suite:
-    """plain: its exit status is its one result. needs: without this file it fails."""
-    def __init__(self, name, command, timeout=DEFAULT_TIMEOUT, plain=False, needs=None):
+    """plain: its exit status is its one result. needs: without this file it fails. alone: no
+    other one runs at the same time. waits: it leaves most of a processor to others."""
+    def __init__(self, name, command, timeout=DEFAULT_TIMEOUT, plain=False, needs=None,
+                 alone=False, waits=False):
         self.name, self.command, self.timeout = name, command, timeout
-        self.plain, self.needs = plain, needs
+        self.plain, self.needs, self.alone, self.waits = plain, needs, alone, waits
 
 
 def from_script(name, timeout=DEFAULT_TIMEOUT):
@@ -65,14 +70,15 @@ def end_to_end(long):
         name = os.path.basename(path)[len('test_'):-len('.py')]
         part = [] if long else E2E_PART.get(name, [])
         timeout = E2E_TIMEOUTS.get(name, DEFAULT_TIMEOUT)
-        suites.append(Suite('e2e-' + name, [path] + part, timeout))
+        suites.append(Suite('e2e-' + name, [path] + part, timeout, waits=True))
     return suites
 
 
 def all_suites(long=False):
     """Cheap ones first; seconds are several times what an idle two-core machine needs."""
     suites = [
-        Suite('build', MAKE + ['all'], 300, plain=True),
+        # All that others would make in build/, so that they find it made.
+        Suite('build', MAKE + ['all', 'test-programs'], 420, plain=True, alone=True),
         from_script('layers', 60),
         from_script('harness', 120),
         from_script('install', 60),
@@ -94,7 +100,8 @@ def all_suites(long=False):
         if name not in known and (long or name not in LONG_ONLY):
             suites.append(from_script(name))
     suites += end_to_end(long)
-    suites.append(Suite('demo', ['scripts/demo'], 180, plain=True, needs='scripts/demo'))
+    suites.append(Suite('demo', ['scripts/demo'], 300, plain=True, needs='scripts/demo',
+                        alone=True))
     return suites
 
 
@@ -201,6 +208,75 @@ def count_of(results):
     return count
 
 
+class Job:
+    """A suite under way, in a process of its own, so that strays are known by their suite."""
+    def __init__(self, suite, timeout, env):
+        self.suite, self.started = suite, time.monotonic()
+        self.read_fd, write_fd = os.pipe()
+        sys.stdout.flush()
+        self.pid = os.fork()
+        if self.pid:
+            os.close(write_fd)
+            return
+        status = 1
+        try:
+            adopt_orphans()
+            results = run_suite(suite, timeout, env)
+            with os.fdopen(write_fd, 'w') as out:
+                json.dump(results, out)
+            status = 0
+        finally:
+            os._exit(status)
+
+    def end(self):
+        """Its results, once it can be read."""
+        with os.fdopen(self.read_fd) as said:
+            text = said.read()
+        os.waitpid(self.pid, 0)
+        if not text:
+            return [(tap.FAILED, self.suite.name, 'the process that ran it ended')]
+        return [tuple(result) for result in json.loads(text)]
+
+
+def next_suite(waiting, running):
+    """Take out of waiting what may start now: if possible of another sort than what runs."""
+    if not waiting or any(suite.alone for suite in running):
+        return None
+    if not running:
+        return waiting.pop(0)
+    fit = [suite for suite in waiting if not suite.alone]
+    fit.sort(key=lambda suite: suite.waits == running[0].waits)
+    if not fit or waiting[0].alone:
+        return None
+    waiting.remove(fit[0])
+    return fit[0]
+
+
+def run_all(suites, jobs, end, factor, env):
+    """Run and report them; return all results."""
+    waiting, running, everything = list(suites), [], []
+    try:
+        while waiting or running:
+            suite = None
+            if len(running) < jobs:
+                suite = next_suite(waiting, [job.suite for job in running])
+            if suite:
+                left = end - time.monotonic()
+                running.append(Job(suite, max(1, min(suite.timeout * factor, left)), env))
+                continue
+            ready = select.select([job.read_fd for job in running], [], [])[0]
+            for job in [job for job in running if job.read_fd in ready]:
+                running.remove(job)
+                results = job.end()
+                report(job.suite, results, time.monotonic() - job.started)
+                everything += results
+    finally:
+        for job in running:
+            os.kill(job.pid, signal.SIGTERM)
+            os.waitpid(job.pid, 0)
+    return everything
+
+
 def choose(names, long):
     suites = all_suites(long)
     known = [s.name for s in suites]
@@ -214,27 +290,21 @@ def main():
     parser = argparse.ArgumentParser(prog='scripts/check')
     parser.add_argument('--long', action='store_true', help='more time for fuzzers and sweeps')
     parser.add_argument('--list', action='store_true', help='print the names of the suites')
+    parser.add_argument('--jobs', type=int, default=min(2, os.cpu_count() or 1), metavar='N',
+                        help='suites at the same time')
     parser.add_argument('suites', nargs='*', metavar='SUITE')
     args = parser.parse_args()
     suites = choose(args.suites, args.long)
     if args.list:
         print(*[s.name for s in suites], sep='\n')
         return 0
-    env = dict(os.environ)
+    env = dict(os.environ, WERROR='1') # what differs in that would be built anew
     if args.long:
         env.update(FERRY_TEST_LONG='1', FUZZ_SECONDS='120')
     os.makedirs(LOGS, exist_ok=True)
     tap.die_tidily()
-    adopt_orphans()
-
-    everything = []
     end = time.monotonic() + (TOTAL_SECONDS if not args.long else 1e9)
-    for suite in suites:
-        start = time.monotonic()
-        timeout = suite.timeout * (LONG_FACTOR if args.long else 1)
-        results = run_suite(suite, max(1, min(timeout, end - start)), env)
-        report(suite, results, time.monotonic() - start)
-        everything += results
+    everything = run_all(suites, max(1, args.jobs), end, LONG_FACTOR if args.long else 1, env)
     count = count_of(everything)
     print('%d passed, %d failed, %d skipped'
           % (count[tap.PASSED], count[tap.FAILED], count[tap.SKIPPED]))

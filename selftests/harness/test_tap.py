@@ -1,7 +1,10 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What scripts/tap.py and scripts/suites.py count, they count right. Prints TAP."""
+import contextlib
+import io
 import os
+import re
 import sys
 import tempfile
 import time
@@ -96,6 +99,41 @@ def suite_stray_is_a_failure():
     assert not suites.children(), 'the stray lives on'
 
 
+def run_together(*texts_and_options):
+    """Run shell texts two at a time; return {suite: outcomes} and what was printed."""
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()) as out:
+        suites.LOGS = folder
+        todo = []
+        for i, (text, options) in enumerate(texts_and_options):
+            os.mkdir(os.path.join(folder, str(i)))
+            todo.append(suites.Suite('s%d' % i, [script(os.path.join(folder, str(i)),
+                                                        text.replace('DIR', folder))], **options))
+        results = suites.run_all(todo, 2, time.monotonic() + 60, 1, dict(os.environ))
+    return results, out.getvalue()
+
+
+def suites_run_side_by_side():
+    """Each of two waits for the other; the third may not meet anybody."""
+    meet = ('echo 1..1; touch DIR/here.%s DIR/%s; until [ -e DIR/%s ]; do sleep 0.05; done; '
+            'sleep 0.2; rm DIR/here.%s; echo ok 1 - %s')
+    alone = ('echo 1..1; nobody() { ! ls DIR/here.* >/dev/null 2>&1; }; '
+             'nobody && sleep 0.3 && nobody && echo ok 1 - alone')
+    results, said = run_together((meet % tuple('aabaa'), {}), (meet % tuple('bbabb'), {}),
+                                 (alone, {'alone': True}),
+                                 ('touch DIR/here.c; echo 1..1; echo not ok 1 - c', {}))
+    assert sorted(r[1] for r in results if r[0] == 'passed') == ['a', 'alone', 'b'], results
+    assert [r[1] for r in results if r[0] == 'failed'] == ['c'], results
+    assert re.search(r's3 +0 passed +1 failed', said), said
+
+
+def suites_have_their_own_strays():
+    results, said = run_together(
+        ('echo 1..1; setsid sleep 63 >/dev/null 2>&1 & echo ok 1 - a', {}),
+        ('echo 1..1; sleep 1; echo ok 1 - b', {}))
+    assert re.search(r's0 +1 passed +1 failed', said), said
+    assert re.search(r's1 +1 passed +0 failed', said), said
+
+
 def programs_are_wrapped_into_one_stream():
     with tempfile.TemporaryDirectory() as folder:
         path = script(folder, 'echo 1..1; echo ok 1 - a; kill -ABRT $$')
@@ -130,7 +168,8 @@ def parts_name_tests():
 
 
 FUNCTIONS = [suite_counts, suite_plain_status, suite_missing, suite_timeout_ends_it,
-             suite_stray_is_a_failure, programs_are_wrapped_into_one_stream,
+             suite_stray_is_a_failure, suites_run_side_by_side,
+             suites_have_their_own_strays, programs_are_wrapped_into_one_stream,
              programs_that_hang_are_named, parts_name_tests]
 
 
