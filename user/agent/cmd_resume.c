@@ -8,8 +8,10 @@
 #include "agent/runtime.h"
 #include "agent/store.h"
 #include "base/log.h"
+#include "engine/file.h"
 #include "engine/open.h"
 #include "guest/guest.h"
+#include "store/aside.h"
 
 static int resume_save(void *ctx, const struct ferry_record *record, struct ferry_error *err)
 {
@@ -53,6 +55,8 @@ static int resume_source(struct ferry_job *job, bool force, struct ferry_error *
 				       "the destination runs the guest of %s: it must not run here. "
 				       "'ferry recover %s' ends the migration", id, id);
 	}
+	if (!r && ferry_file_path(&job->record))
+		ferry_store_aside_remove(ferry_file_path(&job->record), id);
 	if (!r)
 		r = ferry_job_undo(job, true, err);
 	if (!r)

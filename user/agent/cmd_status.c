@@ -11,6 +11,7 @@
 #include "agent/runtime.h"
 #include "agent/store.h"
 #include "base/log.h"
+#include "engine/file.h"
 
 /* What to type when a migration is not over and no process serves it any more. */
 static void status_advice(const struct ferry_record *r, char *text, size_t room)
@@ -85,12 +86,21 @@ static void status_line(struct json_object *s)
 	       text_of(s, "advice")[0] ? "  (no process left)" : "");
 }
 
+static const char *relation(struct json_object *s)
+{
+	bool source = !strcmp(text_of(s, "role"), "source");
+
+	if (!strncmp(text_of(s, "uri"), FERRY_FILE_SCHEME, strlen(FERRY_FILE_SCHEME)))
+		return source ? "saved to" : "restored from";
+	return source ? "to" : "listening at";
+}
+
 static void status_whole(struct json_object *s)
 {
 	status_line(s);
 	printf("  phase %s, epoch %llu, uuid %s\n  guest %s, %s %s\n", text_of(s, "phase"),
 	       (unsigned long long)number_of(s, "epoch"), text_of(s, "uuid"), text_of(s, "spec"),
-	       strcmp(text_of(s, "role"), "source") ? "listening at" : "to", text_of(s, "uri"));
+	       relation(s), text_of(s, "uri"));
 	if (text_of(s, "tracker")[0])
 		printf("  tracker %s, %llu channels, downtime %.1f ms%s\n", text_of(s, "tracker"),
 		       (unsigned long long)number_of(s, "channels"),

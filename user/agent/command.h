@@ -13,6 +13,9 @@
 /* The commands, one file each; each gets the words after its name and returns the exit code. */
 int ferry_command_send(const struct ferry_args *args);
 int ferry_command_recv(const struct ferry_args *args);
+int ferry_command_save(const struct ferry_args *args);
+int ferry_command_restore(const struct ferry_args *args);
+int ferry_command_inspect(const struct ferry_args *args);
 int ferry_command_list(const struct ferry_args *args);
 int ferry_command_status(const struct ferry_args *args);
 int ferry_command_cancel(const struct ferry_args *args);

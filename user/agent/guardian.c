@@ -32,6 +32,8 @@
 #include "base/clock.h"
 #include "base/io.h"
 #include "base/log.h"
+#include "engine/file.h"
+#include "store/aside.h"
 
 /* A worker that keeps dying is not helped by one more. */
 #define GUARDIAN_MAX_WORKERS 4
@@ -228,6 +230,10 @@ static int guardian_clean_up(struct guardian *g, struct ferry_record *record)
 			snprintf(out.advice, sizeof(out.advice), "ferry resume %s", g->id);
 		}
 	}
+	if (source && ferry_file_path(record))
+		ferry_store_aside_remove(ferry_file_path(record), g->id);
+	if (!source && ferry_file_path(record))
+		out.where = FERRY_WHERE_NONE;
 	job.record.settled = out.exit_code != 3;
 	ferry_job_save(&job, NULL);
 	ferry_runtime_forget(g->id, NULL);

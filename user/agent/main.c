@@ -19,6 +19,12 @@ static const struct command commands[] = {
 	{ "send", "GUEST URI", 2, 2, FERRY_TAKES_SEND, "move a running guest to URI",
 	  ferry_command_send },
 	{ "recv", "GUEST URI", 2, 2, 0, "take a guest in at URI", ferry_command_recv },
+	{ "save", "GUEST FILE", 2, 2, FERRY_TAKES_SAVE, "write a guest to a file; it goes on here",
+	  ferry_command_save },
+	{ "restore", "GUEST FILE", 2, 2, FERRY_TAKES_RESTORE, "start a guest from such a file",
+	  ferry_command_restore },
+	{ "inspect", "FILE", 1, 1, FERRY_TAKES_INSPECT, "what is in such a file, and is it whole?",
+	  ferry_command_inspect },
 	{ "list", "", 0, 0, 0, "the migrations known here", ferry_command_list },
 	{ "status", "[ID]", 0, 1, 0, "how one is, or all are", ferry_command_status },
 	{ "cancel", "ID", 1, 1, 0, "give up; the guest stays at the source",
@@ -40,7 +46,7 @@ static const struct command commands[] = {
 };
 
 static const char *const not_built[] = {
-	"save", "restore", "inspect", "cpr", "spill",
+	"cpr", "spill",
 };
 
 static void usage(FILE *out)

@@ -148,6 +148,11 @@ FLAG(set_verify, job.verify)
 FLAG(set_checksum, job.checksum)
 FLAG(set_pause, job.pause_before_switchover)
 FLAG(set_keep, job.keep_source)
+FLAG(set_live, job.live)
+FLAG(set_direct, job.direct)
+FLAG(set_record, job.record)
+FLAG(set_lazy, job.lazy)
+FLAG(set_no_verify, job.no_verify)
 FLAG(set_json, json)
 FLAG(set_quiet, quiet)
 FLAG(set_force_source, force_source)
@@ -164,15 +169,17 @@ static int set_not_yet(struct ferry_args *a, const char *value, struct ferry_err
 			       "does precopy");
 }
 
+#define TAKES_FILE (FERRY_TAKES_SAVE | FERRY_TAKES_RESTORE | FERRY_TAKES_INSPECT)
+
 static const struct option_spec option_specs[] = {
-	{ "--channels", "N", FERRY_TAKES_SEND, "data channels (2)", set_channels },
-	{ "--max-bandwidth", "SIZE", FERRY_TAKES_SEND, "bytes per second at most (unlimited)",
+	{ "--channels", "N", FERRY_TAKES_SEND | TAKES_FILE, "data channels (2)", set_channels },
+	{ "--max-bandwidth", "SIZE", FERRY_TAKES_SEND | FERRY_TAKES_SAVE, "bytes per second at most (unlimited)",
 	  set_bandwidth },
-	{ "--downtime-limit", "MS", FERRY_TAKES_SEND, "switch over when it fits this (300)",
+	{ "--downtime-limit", "MS", FERRY_TAKES_SEND | FERRY_TAKES_SAVE, "switch over when it fits this (300)",
 	  set_downtime },
-	{ "--tracker", "NAME", FERRY_TAKES_SEND, "auto, pagemap, softdirty or none (auto)",
+	{ "--tracker", "NAME", FERRY_TAKES_SEND | FERRY_TAKES_SAVE, "auto, pagemap, softdirty or none (auto)",
 	  set_tracker },
-	{ "--dma-barrier", NULL, FERRY_TAKES_SEND, "stop the guest shortly at each scan",
+	{ "--dma-barrier", NULL, FERRY_TAKES_SEND | FERRY_TAKES_SAVE, "stop the guest shortly at each scan",
 	  set_dma_barrier },
 	{ "--verify", NULL, FERRY_TAKES_SEND, "compare hashes of all RAM before the switchover",
 	  set_verify },
@@ -186,6 +193,14 @@ static const struct option_spec option_specs[] = {
 	{ "--postcopy", "WHEN", FERRY_TAKES_SEND, "now, after=ROUNDS or on-stall (never)",
 	  set_postcopy },
 	{ "--release-ram", NULL, FERRY_TAKES_SEND, "not built yet", set_not_yet },
+	{ "--live", NULL, FERRY_TAKES_SAVE, "the guest runs while its memory is written", set_live },
+	{ "--direct", NULL, FERRY_TAKES_SAVE, "write past the page cache", set_direct },
+	{ "--record", NULL, FERRY_TAKES_SAVE, "with --live: also in which order pages are touched",
+	  set_record },
+	{ "--lazy", NULL, FERRY_TAKES_RESTORE, "start the guest at once, its memory follows",
+	  set_lazy },
+	{ "--no-verify", NULL, FERRY_TAKES_RESTORE | FERRY_TAKES_INSPECT,
+	  "do not compare the checksums of pages", set_no_verify },
 	{ "--force-source", NULL, FERRY_TAKES_FORCE,
 	  "the destination is gone for good: run the guest here", set_force_source },
 	{ "--force-destination", NULL, FERRY_TAKES_FORCE,
@@ -271,6 +286,9 @@ int ferry_options_parse(const char *command, unsigned int takes, int argc, char 
 		return ferry_error_set(err, EINVAL, "--verify compares all of the memory before the "
 				       "guest runs at the destination; with postcopy it comes "
 				       "after: leave one of them out (--checksum goes with both)");
+	if (args->job.record && !args->job.live)
+		return ferry_error_set(err, EINVAL, "--record goes with --live: what the guest touches "
+				       "is only seen while it runs");
 	return 0;
 }
 

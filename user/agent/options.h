@@ -11,6 +11,9 @@
 #define FERRY_TAKES_SEND (1u << 0)
 #define FERRY_TAKES_FORCE (1u << 1)
 #define FERRY_TAKES_FAULT_POINTS (1u << 2)
+#define FERRY_TAKES_SAVE (1u << 3)
+#define FERRY_TAKES_RESTORE (1u << 4)
+#define FERRY_TAKES_INSPECT (1u << 5)
 #define FERRY_TAKES_ALL (1u << 31)
 
 #define FERRY_MAX_OPERANDS 4

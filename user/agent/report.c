@@ -11,6 +11,7 @@
 #include "base/clock.h"
 #include "base/io.h"
 #include "base/log.h"
+#include "engine/file.h"
 
 enum ferry_report_style ferry_report_choose(bool json, bool quiet)
 {
@@ -193,10 +194,32 @@ static void report_completed(const struct ferry_record *record, const struct fer
 	report_write(line);
 }
 
-void ferry_report_outcome(const struct ferry_report *report, const struct ferry_record *record,
-			  const struct ferry_stats *stats, const struct ferry_outcome *out)
+static void report_file_completed(const struct ferry_record *record, const struct ferry_stats *st)
 {
-	static const char *const where[] = {
+	bool saved = record->role == FERRY_ROLE_SOURCE;
+	const char *runs = record->guest_paused ? "is paused, as it was" : "runs";
+	char sent[16], ram[16], line[FERRY_SPEC_MAX + 512];
+
+	ferry_report_bytes(st->sent_bytes, sent);
+	ferry_report_bytes(st->ram_bytes, ram);
+	if (saved)
+		snprintf(line, sizeof(line),
+			 "%s: saved to %s; the guest %s. %s of RAM, %s written in %.1f s, stopped for "
+			 "%.1f ms\n", record->id, ferry_file_path(record), runs, ram, sent,
+			 (double)st->total_ns / 1e9, (double)st->downtime_ns / 1e6);
+	else
+		snprintf(line, sizeof(line),
+			 "%s: restored from %s; the guest %s. %s of RAM, %s read in %.1f s, started "
+			 "after %.1f ms%s\n", record->id, ferry_file_path(record), runs, ram, sent,
+			 (double)st->total_ns / 1e9, (double)st->downtime_ns / 1e6,
+			 st->verified ? ", checksums verified" : "");
+	report_write(line);
+}
+
+/* Where the guest is, in words: a saved one has not gone anywhere. */
+static const char *report_where(const struct ferry_record *record, enum ferry_where where)
+{
+	static const char *const words[] = {
 		[FERRY_WHERE_SOURCE] = "the guest is at the source, as before",
 		[FERRY_WHERE_DESTINATION] = "the guest runs at the destination",
 		[FERRY_WHERE_STOPPED] = "the guest is stopped",
@@ -204,16 +227,28 @@ void ferry_report_outcome(const struct ferry_report *report, const struct ferry_
 		[FERRY_WHERE_NONE] = "the guest's VMM is gone",
 	};
 
+	if (ferry_file_path(record) && where == FERRY_WHERE_SOURCE)
+		return "the guest is as it was, and no file was made";
+	if (ferry_file_path(record) && where == FERRY_WHERE_NONE &&
+	    record->role == FERRY_ROLE_DESTINATION)
+		return "the guest was not started";
+	return words[where];
+}
+
+void ferry_report_outcome(const struct ferry_report *report, const struct ferry_record *record,
+			  const struct ferry_stats *stats, const struct ferry_outcome *out)
+{
 	if (report->style == FERRY_REPORT_TERMINAL)
 		report_write("\r\033[K");
 	if (report->style == FERRY_REPORT_JSON)
 		report_outcome_json(record, stats, out);
 	else if (out->state == FERRY_STATE_COMPLETED && !out->error.text[0] &&
 		 report->style != FERRY_REPORT_QUIET)
-		report_completed(record, stats);
+		ferry_file_path(record) ? report_file_completed(record, stats) :
+					  report_completed(record, stats);
 	if (out->error.text[0])
 		ferry_log_error("%s %s: %s; %s", record->id, ferry_state_name(out->state),
-				out->error.text, where[out->where]);
+				out->error.text, report_where(record, out->where));
 	if (out->advice[0])
 		ferry_log(FERRY_LOG_ERROR, "%s", out->advice);
 }

@@ -11,6 +11,7 @@
 #include "agent/store.h"
 #include "base/log.h"
 #include "engine/fault_points.h"
+#include "engine/file.h"
 #include "guest/guest.h"
 #include "xport/uri.h"
 
@@ -36,7 +37,7 @@ static int start_check_record(const char *id, struct ferry_error *err)
 	return 0;
 }
 
-static int start_arguments(const struct ferry_args *args, enum ferry_role role,
+static int start_arguments(const struct ferry_args *args, enum ferry_role role, bool file,
 			   struct ferry_record *record, struct ferry_error *err)
 {
 	const struct ferry_guest_ops *ops;
@@ -45,11 +46,13 @@ static int start_arguments(const struct ferry_args *args, enum ferry_role role,
 	int r;
 
 	r = ferry_guest_parse(args->operands[0], &ops, &path, err);
-	if (!r)
+	if (!r && file)
+		r = ferry_file_uri(args->operands[1], record->uri, err);
+	else if (!r)
 		r = ferry_uri_parse(args->operands[1], &uri, err);
 	if (r)
 		return r;
-	if (role == FERRY_ROLE_SOURCE && uri.kind == FERRY_URI_TCP && !strcmp(uri.port, "0"))
+	if (!file && role == FERRY_ROLE_SOURCE && uri.kind == FERRY_URI_TCP && !strcmp(uri.port, "0"))
 		return ferry_error_set(err, EINVAL,
 				       "%s: port 0 is for recv, which prints the port it got; type that "
 				       "one", args->operands[1]);
@@ -69,19 +72,20 @@ static int start_arguments(const struct ferry_args *args, enum ferry_role role,
 	if (r)
 		return r;
 	snprintf(record->guest, sizeof(record->guest), "%s", args->operands[0]);
-	ferry_uri_format(&uri, record->uri);
+	if (!file)
+		ferry_uri_format(&uri, record->uri);
 	record->role = role;
 	record->timeout_ms = args->job.timeout_ms;
 	return 0;
 }
 
-int ferry_start_new(const struct ferry_args *args, enum ferry_role role,
-		    struct ferry_worker_params *params)
+static int start_new(const struct ferry_args *args, enum ferry_role role, bool file,
+		     struct ferry_worker_params *params)
 {
 	struct ferry_error err = { 0 };
 	int r;
 
-	r = start_arguments(args, role, &params->record, &err);
+	r = start_arguments(args, role, file, &params->record, &err);
 	if (r) {
 		ferry_log_error("%s", err.text);
 		return FERRY_EXIT_USAGE;
@@ -100,4 +104,22 @@ int ferry_start_new(const struct ferry_args *args, enum ferry_role role,
 		return FERRY_EXIT_FAILED;
 	}
 	return 0;
+}
+
+int ferry_start_new(const struct ferry_args *args, enum ferry_role role,
+		    struct ferry_worker_params *params)
+{
+	return start_new(args, role, false, params);
+}
+
+int ferry_start_file(const struct ferry_args *args, enum ferry_role role,
+		     struct ferry_worker_params *params)
+{
+	int r = start_new(args, role, true, params);
+
+	if (!r && ferry_uuid_make(params->record.uuid)) {
+		ferry_log_error("no random numbers for a uuid");
+		return FERRY_EXIT_FAILED;
+	}
+	return r;
 }

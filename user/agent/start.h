@@ -13,4 +13,8 @@
 int ferry_start_new(const struct ferry_args *args, enum ferry_role role,
 		    struct ferry_worker_params *params);
 
+/** ferry_start_file() - the same for GUEST and FILE. */
+int ferry_start_file(const struct ferry_args *args, enum ferry_role role,
+		     struct ferry_worker_params *params);
+
 #endif

@@ -29,6 +29,7 @@
 #include "base/io.h"
 #include "base/log.h"
 #include "engine/fault_points.h"
+#include "engine/file.h"
 
 struct worker {
 	struct ferry_job job;
@@ -341,8 +342,13 @@ static int worker_start(struct worker *w, struct ferry_worker_params *params,
 static void worker_run(struct worker *w, bool recover, struct ferry_outcome *out)
 {
 	bool source = w->job.record.role == FERRY_ROLE_SOURCE;
+	bool file = ferry_file_path(&w->job.record);
 
-	if (recover && source)
+	if (file && source)
+		recover ? ferry_save_recover(&w->job, out) : ferry_save_run(&w->job, out);
+	else if (file)
+		recover ? ferry_restore_recover(&w->job, out) : ferry_restore_run(&w->job, out);
+	else if (recover && source)
 		ferry_source_recover(&w->job, out);
 	else if (recover)
 		ferry_destination_recover(&w->job, out);

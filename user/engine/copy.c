@@ -3,8 +3,8 @@
  * RAM copying at the source.
  *
  * A round is: collect() the pages written since the last look, queue them on
- * the multifd pool, SYNC the channels, FLUSH on the main channel, wait for
- * FLUSHED. The bulk round, before the first collect(), takes what holds data.
+ * the carrier (channels to a destination, copy_channels.c, or a file, save.c), and its
+ * barrier. The bulk round, before the first collect(), takes what holds data.
  *
  * Three rules make "collected" mean "nothing is lost" (Documentation/trackers.rst
  * tells them at length):
@@ -86,34 +86,12 @@ int ferry_copy_init(struct ferry_copy *copy, struct ferry_job *job, struct ferry
 	return r;
 }
 
-static void copy_page_sent(void *ctx, unsigned int block, uint64_t page, const void *bytes)
+void ferry_copy_page_sent(struct ferry_copy *copy, unsigned int block, uint64_t page,
+			  const void *bytes)
 {
 	static const uint8_t zeros[FERRY_PAGE_SIZE];
-	struct ferry_copy *copy = ctx;
 
 	ferry_suspect_sent(copy->suspect, block, page, ferry_hash_page(bytes ? bytes : zeros));
-}
-
-int ferry_copy_channels(struct ferry_copy *copy, struct ferry_link *link, const int *fds,
-			unsigned int channels, struct ferry_error *err)
-{
-	struct ferry_multifd_send_params params = {
-		.fds = fds,
-		.channels = channels,
-		.ram = copy->ram,
-		.rate = &copy->job->rate,
-		.codec = copy->job->options.codec,
-		.checksum = copy->job->options.checksum,
-		.page_sent = copy_page_sent,
-		.ctx = copy,
-	};
-	int r;
-
-	copy->link = link;
-	r = ferry_multifd_send_create(&params, &copy->pool, err);
-	if (!r)
-		ferry_multifd_send_watch(copy->pool, false);
-	return r;
 }
 
 static void copy_target(struct ferry_copy *copy, struct ferry_dirty_target *target)
@@ -193,7 +171,7 @@ static int copy_check_dma(struct ferry_copy *copy, bool *started, struct ferry_e
 	r = ferry_suspect_create(copy->ram, &copy->suspect);
 	if (r)
 		return ferry_error_set(err, -r, "no memory for the set of suspect pages");
-	ferry_multifd_send_watch(copy->pool, true);
+	copy->carrier->watch(copy->carrier_ctx, true);
 	return 0;
 }
 
@@ -223,13 +201,13 @@ int ferry_copy_track(struct ferry_copy *copy, struct ferry_error *err)
 
 static void copy_progress(struct ferry_copy *copy, uint64_t round_pages, uint64_t queued)
 {
-	struct ferry_multifd_send_stats now;
+	struct ferry_carrier_stats now;
 	struct ferry_job *job = copy->job;
-	uint64_t waiting = ferry_multifd_send_pending(copy->pool), now_ns = ferry_clock_ns();
+	uint64_t waiting = copy->carrier->pending(copy->carrier_ctx), now_ns = ferry_clock_ns();
 	bool sample = now_ns - copy->sampled_ns >= COPY_SAMPLE_NS;
 	uint64_t pages;
 
-	ferry_multifd_send_stats(copy->pool, &now);
+	copy->carrier->stats(copy->carrier_ctx, &now);
 	pages = now.normal_pages + now.zero_pages;
 	pthread_mutex_lock(&job->lock);
 	if (sample && copy->sampled_ns) {
@@ -261,7 +239,7 @@ static int copy_queue(struct ferry_copy *copy, unsigned int block, uint64_t firs
 {
 	while (pages) {
 		uint64_t n = pages < COPY_CHUNK_PAGES ? pages : COPY_CHUNK_PAGES;
-		int r = ferry_multifd_send_queue(copy->pool, block, first, n, false, err);
+		int r = copy->carrier->queue(copy->carrier_ctx, block, first, n, false, err);
 
 		if (r)
 			return r;
@@ -320,13 +298,8 @@ static int copy_queue_pending(struct ferry_copy *copy, struct ferry_error *err)
 
 int ferry_copy_flush(struct ferry_copy *copy, struct ferry_error *err)
 {
-	int r = ferry_multifd_send_sync(copy->pool, copy->round, err);
+	int r = copy->carrier->barrier(copy->carrier_ctx, copy->round, err);
 
-	if (!r)
-		r = ferry_link_flush(copy->link, copy->round, err);
-	if (!r)
-		r = ferry_link_wait(copy->link, FERRY_LINK_FLUSHED,
-				    ferry_clock_in_ms(copy->job->options.timeout_ms), err);
 	copy->round++;
 	return r;
 }
@@ -335,25 +308,26 @@ int ferry_copy_flush(struct ferry_copy *copy, struct ferry_error *err)
  * End a round: barrier, and what it tells about the speed. What counts is how fast memory goes,
  * since what is pending is memory; compressed, it is less on the wire.
  */
-static int copy_end_round(struct ferry_copy *copy, const struct ferry_multifd_send_stats *before,
+static int copy_end_round(struct ferry_copy *copy, const struct ferry_carrier_stats *before,
 			  uint64_t began_ns, struct ferry_error *err)
 {
 	uint64_t total = copy->job->progress.round_pages, bytes;
-	struct ferry_multifd_send_stats now;
+	struct ferry_carrier_stats now;
 	int r;
 
 	/* The ring takes any length of a run: most of a round may be still to be sent. */
 	do {
 		copy_progress(copy, total, total);
-		r = ferry_multifd_send_drain(copy->pool, ferry_clock_ns() + COPY_SAMPLE_NS, err);
+		r = copy->carrier->drain(copy->carrier_ctx, ferry_clock_ns() + COPY_SAMPLE_NS, err);
 	} while (r == -ETIMEDOUT);
 	if (!r)
 		r = ferry_copy_flush(copy, err);
 	if (r)
 		return r;
 	/* Now, while the destination has nothing to do. A lost link is noticed at the next FLUSH. */
-	ferry_link_ping(copy->link);
-	ferry_multifd_send_stats(copy->pool, &now);
+	if (copy->link)
+		ferry_link_ping(copy->link);
+	copy->carrier->stats(copy->carrier_ctx, &now);
 	bytes = (now.normal_pages - before->normal_pages) * FERRY_PAGE_SIZE;
 	ferry_converge_sent(&copy->converge, bytes, ferry_clock_ns() - began_ns);
 	if (bytes)
@@ -367,21 +341,21 @@ static int copy_end_round(struct ferry_copy *copy, const struct ferry_multifd_se
 int ferry_copy_bulk(struct ferry_copy *copy, struct ferry_error *err)
 {
 	uint64_t began_ns = ferry_clock_ns(), queued = 0;
-	struct ferry_multifd_send_stats before;
+	struct ferry_carrier_stats before;
 	int r;
 
-	ferry_multifd_send_stats(copy->pool, &before);
+	copy->carrier->stats(copy->carrier_ctx, &before);
 	r = copy_queue_data(copy, &queued, err);
 	return r ? r : copy_end_round(copy, &before, began_ns, err);
 }
 
 int ferry_copy_round(struct ferry_copy *copy, struct ferry_error *err)
 {
-	struct ferry_multifd_send_stats before;
+	struct ferry_carrier_stats before;
 	uint64_t began_ns = ferry_clock_ns();
 	int r;
 
-	ferry_multifd_send_stats(copy->pool, &before);
+	copy->carrier->stats(copy->carrier_ctx, &before);
 	r = copy_queue_pending(copy, err);
 	return r ? r : copy_end_round(copy, &before, began_ns, err);
 }
@@ -480,7 +454,7 @@ struct ferry_converge_verdict ferry_copy_decide(struct ferry_copy *copy)
 	struct ferry_converge_verdict verdict;
 	struct ferry_converge_input in = {
 		.pending_bytes = ferry_bitmap_count(&copy->pending) * FERRY_PAGE_SIZE,
-		.overhead_ns = COPY_DEVICE_NS + 3 * ferry_link_rtt_ns(copy->link),
+		.overhead_ns = COPY_DEVICE_NS + 3 * copy->carrier->rtt_ns(copy->carrier_ctx),
 	};
 	uint64_t verify_ns = 0;
 
@@ -525,8 +499,8 @@ static int copy_queue_holes(struct ferry_copy *copy, const struct ferry_bitmap *
 	ferry_bitmap_andnot(&holes, queued);
 	r = ferry_holes_find(&copy->holes, &holes, err);
 	while (!r && ferry_bitmap_next_run(&holes, &run, 0))
-		r = ferry_multifd_send_queue(copy->pool, run.block, run.first_page, run.pages,
-					     true, err);
+		r = copy->carrier->queue(copy->carrier_ctx, run.block, run.first_page, run.pages,
+					 true, err);
 	ferry_bitmap_free(&holes);
 	return r;
 }

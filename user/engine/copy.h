@@ -17,6 +17,27 @@
 #include "ram/ram.h"
 #include "xport/multifd_send.h"
 
+struct ferry_carrier_stats {
+	uint64_t sent_bytes; /* what they took on the way, headers included */
+	uint64_t normal_pages;
+	uint64_t zero_pages;
+};
+
+/* What takes the pages away: channels to a destination, or a file. One thread uses it. */
+struct ferry_carrier_ops {
+	/* @zero: they are known to be zero, and need not be read. May block. */
+	int (*queue)(void *ctx, unsigned int block, uint64_t first_page, uint64_t pages, bool zero,
+		     struct ferry_error *err);
+	/* Until all that was queued has gone. Return: 0, -ETIMEDOUT (no text), -errno. */
+	int (*drain)(void *ctx, uint64_t deadline_ns, struct ferry_error *err);
+	/* End of a round: all that was queued is where it belongs, and may be queued again. */
+	int (*barrier)(void *ctx, uint32_t round, struct ferry_error *err);
+	uint64_t (*pending)(void *ctx); /* pages queued that have not gone yet */
+	void (*stats)(void *ctx, struct ferry_carrier_stats *stats);
+	void (*watch)(void *ctx, bool on); /* ferry_copy_page_sent() for each page, or not */
+	uint64_t (*rtt_ns)(void *ctx);
+};
+
 /*
  * The source's copy of guest RAM: what is dirty, what may differ at the
  * destination, and the rounds that send it. Belongs to the migration thread;
@@ -26,8 +47,10 @@ struct ferry_copy {
 	struct ferry_job *job;
 	struct ferry_guest *guest;
 	struct ferry_ram *ram;
-	struct ferry_link *link;
-	struct ferry_multifd_send *pool;
+	const struct ferry_carrier_ops *carrier;
+	void *carrier_ctx;
+	struct ferry_link *link;	 /* of the carrier of ferry_copy_channels() */
+	struct ferry_multifd_send *pool; /* likewise */
 	uint32_t round;
 
 	const struct ferry_dirty_ops *tracker; /* NULL: none, stop and copy */
@@ -56,6 +79,10 @@ int ferry_copy_init(struct ferry_copy *copy, struct ferry_job *job, struct ferry
 /** ferry_copy_channels() - the link is up: make the pool over @fds (owned from then on). */
 int ferry_copy_channels(struct ferry_copy *copy, struct ferry_link *link, const int *fds,
 			unsigned int channels, struct ferry_error *err);
+
+/** ferry_copy_page_sent() - a page has gone, with these bytes (NULL: zeros). Any thread. */
+void ferry_copy_page_sent(struct ferry_copy *copy, unsigned int block, uint64_t page,
+			  const void *bytes);
 
 /** ferry_copy_choose() - find a tracker for this guest; changes nothing. */
 int ferry_copy_choose(struct ferry_copy *copy, struct ferry_error *err);

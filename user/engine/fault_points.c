@@ -44,6 +44,13 @@ static const struct fault_stage fault_stages[] = {
 	{ "again", FERRY_ROLE_SOURCE, "recovery: all channels are connected again" },
 	{ "running", FERRY_ROLE_SOURCE, "RUNNING came, the source VMM is still there" },
 	{ "quit", FERRY_ROLE_SOURCE, "the source VMM has quit, ACK is not sent" },
+	{ "file", FERRY_ROLE_SOURCE, "save: the file is made, under no name yet" },
+	{ "file-write", FERRY_ROLE_SOURCE, "save: pages are about to be written; fail: the disk does" },
+	{ "resumed", FERRY_ROLE_SOURCE, "save: the guest runs again, the file has no tables" },
+	{ "file-written", FERRY_ROLE_SOURCE, "save: all but the commit record is written" },
+	{ "file-synced", FERRY_ROLE_SOURCE, "save: and synced" },
+	{ "file-commit", FERRY_ROLE_SOURCE, "save: the commit record too; the file has no name" },
+	{ "file-named", FERRY_ROLE_SOURCE, "save: the file has its name, the folder is not synced" },
 	{ "listen", FERRY_ROLE_DESTINATION, "the listener is up" },
 	{ "hello", FERRY_ROLE_DESTINATION, "the source said HELLO" },
 	{ "blocks", FERRY_ROLE_DESTINATION, "RAM is punched, capabilities are set" },
@@ -63,6 +70,10 @@ static const struct fault_stage fault_stages[] = {
 	{ "recover", FERRY_ROLE_DESTINATION, "recovery: all channels are there again" },
 	{ "placed", FERRY_ROLE_DESTINATION, "postcopy: every page is placed, PLACED is not sent" },
 	{ "running-sent", FERRY_ROLE_DESTINATION, "RUNNING is sent, no ACK yet" },
+	{ "opened", FERRY_ROLE_DESTINATION, "restore: the file is checked, the guest is untouched" },
+	{ "pages", FERRY_ROLE_DESTINATION, "restore: all pages are read (lazy: RAM is armed)" },
+	{ "file-read", FERRY_ROLE_DESTINATION, "restore: pages were read; fail: the disk did" },
+	{ "lazy-read", FERRY_ROLE_DESTINATION, "restore --lazy: the same, while the guest runs" },
 };
 
 enum fault_action {
@@ -151,9 +162,9 @@ int ferry_fault_point(const char *stage, struct ferry_error *err)
 {
 	pid_t victim;
 
-	if (!fault.stage || fault.fired || strcmp(fault.stage->name, stage))
+	if (!fault.stage || strcmp(fault.stage->name, stage) ||
+	    __atomic_exchange_n(&fault.fired, true, __ATOMIC_RELAXED)) /* several threads come by */
 		return 0;
-	fault.fired = true;
 	victim = fault.victim ? fault.victim : getpid();
 	ferry_log_debug("fault point %s fires", stage);
 	switch (fault.action) {

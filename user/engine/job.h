@@ -49,6 +49,13 @@ struct ferry_job_options {
 	enum ferry_on_stall on_stall; /* under lock */
 	enum ferry_postcopy postcopy;
 	uint64_t postcopy_rounds;
+	/* save */
+	bool live;   /* the guest runs meanwhile */
+	bool direct; /* past the page cache */
+	bool record; /* the order in which pages are touched */
+	/* restore */
+	bool lazy;	/* the guest runs before all is read */
+	bool no_verify; /* do not compare checksums of pages */
 };
 
 /* Where the guest is after it all. */

@@ -9,6 +9,10 @@ static const char *const mode_names[] = {
 	[FERRY_MODE_PRECOPY] = "precopy",
 	[FERRY_MODE_POSTCOPY] = "postcopy",
 	[FERRY_MODE_HYBRID] = "hybrid",
+	[FERRY_MODE_SAVE] = "save",
+	[FERRY_MODE_SAVE_LIVE] = "save-live",
+	[FERRY_MODE_RESTORE] = "restore",
+	[FERRY_MODE_RESTORE_LAZY] = "restore-lazy",
 };
 static_assert(sizeof(mode_names) / sizeof(mode_names[0]) == FERRY_MODE_COUNT,
 	      "every mode has a name");

@@ -10,6 +10,10 @@ enum ferry_mode {
 	FERRY_MODE_PRECOPY,
 	FERRY_MODE_POSTCOPY, /* all of it after the guest */
 	FERRY_MODE_HYBRID,   /* some of it after */
+	FERRY_MODE_SAVE,     /* to a file, while it stood still */
+	FERRY_MODE_SAVE_LIVE,
+	FERRY_MODE_RESTORE,  /* from a file */
+	FERRY_MODE_RESTORE_LAZY, /* some of it while it runs */
 	FERRY_MODE_COUNT,
 };
 
@@ -18,7 +22,7 @@ enum ferry_mode {
 /* The numbers of one migration, as the last JSON object gives them. */
 struct ferry_stats {
 	uint64_t total_ns;
-	uint64_t downtime_ns; /* from stop to run, end to end */
+	uint64_t downtime_ns; /* from stop to run, end to end; restore: from the command to run */
 	uint64_t rounds;
 	uint64_t ram_bytes;
 	uint64_t sent_bytes;

@@ -1,0 +1,286 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Guests saved to a file and restored from it: `ferry save`, `restore`, `inspect`."""
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import tap
+import vmm
+from lib import Lab, check, check_equal, check_result, prerequisites, wait_until
+from tap import Skip, test
+from vmm import VmmLab
+
+LONG = bool(os.environ.get("FERRY_TEST_LONG"))
+
+
+class FileLab(VmmLab):
+    """Both kinds of guests in one lab."""
+
+    def qemu_guest(self, **options):
+        return Lab.boot(self, **options)
+
+    def qemu_destination(self, name="vm2", **options):
+        return self.qemu(name, incoming=True, append="", **options)
+
+    def settle(self):
+        Lab.settle(self)
+        for one in self.qemus:
+            if isinstance(one, vmm.Vmm) and one.alive() and one.running():
+                check_equal(one.ask()["errors"], 0, "errors of " + one.name)
+
+    def mount(self, kind, path, options):
+        run = subprocess.run(["mount", "-t", kind, "-o", options, kind, path],
+                             stderr=subprocess.PIPE, text=True)
+        if run.returncode:
+            raise Skip("cannot mount a %s: %s" % (kind, run.stderr.strip()))
+        self.on_close(lambda: subprocess.run(["umount", "-l", path], stderr=subprocess.DEVNULL))
+
+    def path(self, name="snap"):
+        return os.path.join(self.dir, name)
+
+    def save(self, guest, *args, path=None, **options):
+        return self.ferry("save", guest.qemu.uri, path or self.path(), *args, **options)
+
+    def restore(self, target, *args, path=None, **options):
+        return self.ferry("restore", target.uri, path or self.path(), *args, **options)
+
+    def inspect(self, path=None, *args, code=0):
+        run = self.run("inspect", path or self.path(), *args, "--json")
+        run.check_code(code)
+        return json.loads(run.raw[-1])
+
+    def guest_of(self, kind):
+        return self.qemu_guest() if kind == "qemu" else self.guest()
+
+    def destination_of(self, kind, name="vm2"):
+        return self.qemu_destination(name) if kind == "qemu" else self.destination(name)
+
+
+def saved(ferry, guest, **wanted):
+    """The guest goes on where it was, and there is a whole file."""
+    ferry.finish().check_code(0)
+    result = check_result(ferry.result, state="completed", guest="source", error=None, **wanted)
+    check(result["normal_pages"] > 0 and result["device_bytes"] > 0, "nothing was saved: %s",
+          result)
+    check(result["downtime_ns"] > 0, "no downtime was measured")
+    guest.check_good()
+    guest.qemu.check_clean()
+    return result
+
+
+def restored(ferry, guest, target, **wanted):
+    """Ends the guest's VMM, if it lives; the restored guest goes on from where it was saved."""
+    ferry.finish().check_code(0)
+    result = check_result(ferry.result, state="completed", guest="destination", error=None,
+                          **wanted)
+    check_equal(target.status(), "running", "the restored guest")
+    guest.qemu.kill()
+    return result
+
+
+def restored_qemu(guest, target):
+    """It goes on in the midst of what it was doing, and finds its memory as it was."""
+    last = guest.ticks().numbers[-1]
+    fresh = type(guest)(target)
+    wait_until(lambda: fresh.ticks().count >= 4, 15, "the restored guest ticks")
+    ticks = fresh.ticks()
+    # The first line may have begun before it was saved; then the counter goes on from there.
+    problems = [p for p in ticks.problems if not p.endswith("where 0 was due")
+                and not p.startswith("not a tick")]
+    check(not problems, "the counter: %s", problems[:5])
+    check(0 < ticks.numbers[0] <= last + 1, "it goes on at %d, and was at most at %d",
+          ticks.numbers[0], last)
+    check_equal(ticks.bad, 0, "failed memory checks")
+    target.check_clean()
+
+
+def restored_vmm(guest, target):
+    fresh = type(guest)(target)
+    fresh.check_good()
+    target.check_clean()
+
+
+PROOF = {"qemu": restored_qemu, "vmm": restored_vmm}
+
+
+@test(timeout=60, cases={"qemu": ("qemu",), "vmm": ("vmm",)})
+def stopped(lab, kind):
+    """Pause, save, go on; killed and restored elsewhere it goes on from the file."""
+    guest = lab.guest_of(kind)
+    result = saved(lab.save(guest), guest, mode="save", tracker="none", channels=2)
+    told = lab.inspect()
+    check_equal((told["complete"], told["verified"], told["error"]), (True, True, None), "inspect")
+    check_equal(told["ram_bytes"], result["ram_bytes"], "ram_bytes")
+    check_equal(told["device_bytes"], result["device_bytes"], "device_bytes")
+    guest.qemu.kill()
+    target = lab.destination_of(kind)
+    restored(lab.restore(target), guest, target, mode="restore", verified=True)
+    PROOF[kind](guest, target)
+    lab.check_no_ferry()
+
+
+@test(timeout=60)
+def paused(lab):
+    """What a person had paused stays so, saved and restored."""
+    guest = lab.qemu_guest()
+    guest.qemu.monitor.command("stop")
+    save = lab.save(guest).finish().check_code(0)
+    check_equal(save.result["guest"], "source", "the result's guest")
+    check_equal(lab.inspect()["guest_paused"], True, "inspect's guest_paused")
+    check(not guest.qemu.running(), "a paused guest runs after it was saved")
+    guest.qemu.kill()
+    target = lab.qemu_destination()
+    lab.restore(target).finish().check_code(0)
+    check(not target.running(), "a paused guest runs after it was restored")
+
+
+KILLED = ("attach", "file", "prepare", "stop", "save", "final", "resumed", "file-write",
+          "file-written", "file-synced", "file-commit", "file-named")
+
+
+@test(timeout=40, cases={s: (s,) for s in (KILLED if LONG else ("file-write", "final",
+                                                              "file-synced", "file-named"))})
+def kill_worker(lab, stage):
+    """The guest goes on, and the name stands for nothing, or for the whole."""
+    guest = lab.guest()
+    before = os.listdir(lab.dir)
+    save = lab.ferry("save", guest.qemu.uri, lab.path(), fault=stage + ":kill").finish()
+    save.check_code(1)
+    check_equal((save.result["event"], save.result["guest"]), ("failed", "source"), "the result")
+    guest.check_good()
+    guest.qemu.check_clean()
+    lab.check_no_ferry()
+    new = set(os.listdir(lab.dir)) - set(before)
+    new = {n for n in new if not n.startswith("ferry-")}
+    if stage == "file-named":
+        check_equal(new, {"snap"}, "new files")
+        check_equal(lab.inspect()["verified"], True, "a whole file")
+    else:
+        check_equal(new, set(), "files that are left")
+    # And it can be saved afterwards.
+    saved(lab.save(guest), guest)
+
+
+@test(timeout=40)
+def kill_both(lab):
+    """Nobody is left to put things right: status says so, and resume does it."""
+    guest = lab.guest()
+    save = lab.ferry("save", guest.qemu.uri, lab.path(), fault="save:stop")
+    wait_until(lambda: "device" in save.states(), 10, "the guest is stopped")
+    worker = save.worker()
+    os.kill(save.pid, signal.SIGKILL)
+    wait_until(lambda: set(lab.ferry_pids()) - {save.pid}, 5, "only others are left")
+    for pid in lab.ferry_pids():
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+    check(worker, "no worker")
+    lab.check_no_ferry()
+    status = lab.run("status", guest.qemu.id)
+    check("ferry resume " + guest.qemu.id in status.stdout, "no advice: %s", status.stdout)
+    lab.run("resume", guest.qemu.id).check_code(0)
+    guest.check_good()
+    guest.qemu.check_clean()
+    check(not os.path.exists(lab.path()), "a file was made")
+
+
+@test(timeout=40)
+def cancelled(lab):
+    """At any time before it has its name; nothing is left."""
+    guest = lab.guest()
+    for stage in ("file-write", "final", "file-written"):
+        save = lab.ferry("save", guest.qemu.uri, lab.path(), fault=stage + ":delay=700")
+        wait_until(lambda: "active" in save.states(), 10, "it is active")
+        lab.run("cancel", guest.qemu.id).check_code(0)
+        save.finish().check_code(1)
+        check_equal((save.result["event"], save.result["guest"]), ("cancelled", "source"),
+                    "the result at " + stage)
+        check(not os.path.exists(lab.path()), "a file was made")
+        guest.check_good()
+
+
+def refused(lab, guest, ferry, *words):
+    """It failed for this reason, and the guest did not notice."""
+    ferry.finish().check_code(1)
+    for word in words:
+        check(word in ferry.result["error"], "'%s' is not in: %s", word, ferry.result["error"])
+    check_equal(ferry.result["event"], "failed", "the event")
+    guest.check_good()
+
+
+@test(timeout=60)
+def cannot_be_written(lab):
+    guest = lab.guest()
+    with open(lab.path("precious"), "w") as file:
+        file.write("not to be lost")
+    refused(lab, guest, lab.save(guest, path=lab.path("precious")), "no snapshot", "not replaced")
+    check_equal(open(lab.path("precious")).read(), "not to be lost", "the other file")
+    refused(lab, guest, lab.save(guest, path=lab.dir), "is a folder")
+    refused(lab, guest, lab.save(guest, path=lab.path("no/such")), "folder", "No such file")
+    small = lab.path("small")
+    os.mkdir(small)
+    lab.mount("tmpfs", small, "size=2m")
+    refused(lab, guest, lab.save(guest, path=small + "/snap"), "No space left", "make room")
+    check_equal(os.listdir(small), [], "what is left on the full disk")
+    subprocess.run(["mount", "-o", "remount,ro", small], check=True)
+    refused(lab, guest, lab.save(guest, path=small + "/snap"), "Read-only", "choose a folder")
+    refused(lab, guest, lab.ferry("save", guest.qemu.uri, lab.path(), fault="file-write:fail"),
+            "Input/output error", lab.path())
+    check(not os.path.exists(lab.path()), "a file was made")
+
+
+def damage(lab, offset, data=None, name="bad"):
+    """A copy of the file with other bytes there, or cut off there."""
+    path = lab.path(name)
+    subprocess.run(["cp", "--sparse=always", lab.path(), path], check=True)
+    with open(path, "r+b") as file:
+        if data is None:
+            file.truncate(offset)
+        else:
+            file.seek(offset)
+            file.write(data)
+    return path
+
+
+@test(timeout=60)
+def bad_files(lab):
+    """Refused by name, and the VMM waits on with empty memory for a good one."""
+    guest = lab.guest()
+    saved(lab.save(guest), guest)
+    target = lab.destination()
+    with open(lab.path(), "rb") as file:
+        pages = os.lseek(file.fileno(), 1 << 20, os.SEEK_DATA)
+    with open(lab.path("text"), "w") as file:
+        file.write("some text\n" * 2000)
+    size = os.path.getsize(lab.path())
+    cases = {"No such file": lambda: lab.path("none"), "is no snapshot": lambda: lab.path("text"),
+             "newer": lambda: damage(lab, 10, b"\2"),
+             "never finished": lambda: damage(lab, 4096, bytes(4096)),
+             "checksum of the header": lambda: damage(lab, 500, b"x"),
+             "checksum of the commit record": lambda: damage(lab, 4200, b"x"),
+             "name of a block": lambda: damage(lab, 8192, b"\0"),
+             "header, block table, bitmaps": lambda: damage(lab, 8192, b"x"),
+             "cut short": lambda: damage(lab, size - 1),
+             "checksum of the pages": lambda: damage(lab, pages + 100, b"damage"),
+             "checksum of the device state": lambda: damage(lab, size - 5, b"12345")}
+    for words, make in cases.items():
+        path = make()
+        restore = lab.restore(target, path=path).finish().check_code(1)
+        check(words in restore.result["error"], "'%s' is not in: %s", words,
+              restore.result["error"])
+        check_equal(restore.result["guest"], "none", "the result's guest")
+        check(target.alive() and target.status() != "running", "the VMM is %s", target.status())
+        check_equal(target.allocated(), 0, "memory that is left after: " + words)
+        inspect = lab.run("inspect", path).check_code(1)
+        check(words in inspect.stderr, "inspect: %s", inspect.stderr)
+    guest.qemu.kill()
+    restored(lab.restore(target), guest, target)
+    restored_vmm(guest, target)
+
+
+if __name__ == "__main__":
+    sys.exit(tap.main(FileLab, prerequisites))
