@@ -14,7 +14,7 @@
  *   [grid of one size]  cost[method][point].store[repetition]
  *                       cost[method][point].sync[repetition]
  */
-#include "dirty/uapi_compat.h"
+#include "base/uapi_compat.h"
 #include "machine.h"
 #include "tracker.h"
 

@@ -219,11 +219,12 @@ class Qemu:
     @memory_id: first letters of the backends' names, which name the RAM blocks
     @memory_options: more options of each backend, like "discard-data=on"
     @user: run as this uid, without any right
+    @heir_of: a QEMU whose RAM files this one has for its own
     """
 
     def __init__(self, lab, name, incoming=False, mib=96, memory="shm", backends=1,
                  memory_id="ram", memory_options="", user=None, disks=(), machine="q35",
-                 append="", kernel="cloud", smp=2, args=(), binary=None):
+                 append="", kernel="cloud", smp=2, args=(), binary=None, heir_of=None):
         self.lab, self.name, self.mib, self.memory = lab, name, mib, memory
         self.incoming, self.user = incoming, user
         self.dir = os.path.join(lab.dir, name)
@@ -232,6 +233,8 @@ class Qemu:
         self.serial = os.path.join(self.dir, "serial")
         self.stderr = os.path.join(self.dir, "stderr")
         self.ram_files, self._fds, self._monitor = [], [], None
+        self._inherited = heir_of.ram_paths if heir_of else []
+        self.ram_paths = []  # also those that another QEMU made
         kernel, initramfs = boot_files(kernel)
         if user is not None:  # it may not be able to read the build folder
             kernel, initramfs = [shutil.copy(f, self.dir) for f in (kernel, initramfs)]
@@ -272,10 +275,14 @@ class Qemu:
             os.ftruncate(fd, size)
             self._fds.append(fd)
             return "/proc/self/fd/%d" % fd
+        if self._inherited:
+            self.ram_paths.append(self._inherited[number])
+            return self._inherited[number]
         folder = SHM if self.memory == "shm" else self.dir
         path = os.path.join(folder, "ferry-e2e-%d-%s-%s%d" % (os.getpid(), self.lab.tag,
                                                              self.name, number))
         self.ram_files.append(path)
+        self.ram_paths.append(path)
         if not os.path.exists(path):
             with open(path, "wb") as file:
                 file.truncate(size)
@@ -735,6 +742,15 @@ class Lab:
     def run(self, *args, seconds=20, **options):
         """One short ferry command, to its end."""
         return self.ferry(*args, **dict({"events": False}, **options)).finish(seconds)
+
+    def heir(self, source, name="new", **options):
+        """A VMM that waits to take over @source's guest, its RAM included."""
+        owner = Lab._shared if self._borrowed else self
+        return owner.qemu("%s-%d" % (name, len(owner.qemus)), incoming=True, append="",
+                          heir_of=source, **options)
+
+    def cpr(self, source, heir, *args, **options):
+        return self.ferry("cpr", source.uri, "--to", heir.uri, *args, **options)
 
     def recv(self, qemu, uri="tcp:127.0.0.1:0", *args, **options):
         """`ferry recv`, listening; .listening is the URI for the sender."""

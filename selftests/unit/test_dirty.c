@@ -35,7 +35,7 @@
 
 #include "base/clock.h"
 #include "dirty/dirty.h"
-#include "dirty/uapi_compat.h"
+#include "base/uapi_compat.h"
 
 #define PAGES 4096ul /* 16 MiB */
 #define SIZE (PAGES * FERRY_PAGE_SIZE)

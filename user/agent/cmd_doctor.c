@@ -17,6 +17,7 @@
 #include "base/log.h"
 #include "dirty/dirty.h"
 #include "engine/fault_points.h"
+#include "fault/uffd.h"
 #include "inject/inject.h"
 
 /* One feature: 0 it works here, otherwise why not and what to do. */
@@ -123,9 +124,23 @@ static int doctor_snapshot(struct ferry_error *err)
 	return ferry_error_set(err, EOPNOTSUPP, "snapshot files are not built yet");
 }
 
+/* What loading touches is kept by stopping whoever touches it. */
 static int doctor_cpr(struct ferry_error *err)
 {
-	return ferry_error_set(err, EOPNOTSUPP, "same-host hand-over is not built yet");
+	struct ferry_ram_block block = { .name = "doctor", .size_bytes = FERRY_PAGE_SIZE,
+					 .page_size = FERRY_PAGE_SIZE };
+	struct ferry_ram ram;
+	int r;
+
+	ferry_ram_init(&ram);
+	block.fd = memfd_create("ferry-doctor", MFD_CLOEXEC);
+	if (block.fd < 0 || ftruncate(block.fd, FERRY_PAGE_SIZE))
+		return ferry_error_set(err, errno, "no memory files: %s", strerror(errno));
+	r = ferry_ram_add(&ram, &block, err);
+	if (!r)
+		r = ferry_fault_uffd_probe(&ram, err);
+	ferry_ram_free(&ram);
+	return r;
 }
 
 static const struct doctor_check doctor_checks[] = {

@@ -14,6 +14,9 @@
 
 static int recover_check(const struct ferry_record *record, struct ferry_error *err)
 {
+	if (record->role == FERRY_ROLE_CPR)
+		return ferry_error_set(err, EINVAL, "%s is a cpr, which has no other side to ask: "
+				       "'ferry resume %s' ends it", record->id, record->id);
 	if (record->phase == FERRY_PHASE_OPEN)
 		return ferry_error_set(err, EINVAL,
 				       "%s was not at its switchover, there is nobody to ask: 'ferry "

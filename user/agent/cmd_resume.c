@@ -144,6 +144,30 @@ static int resume_destination(struct ferry_job *job, bool force, struct ferry_er
 	return r;
 }
 
+/* A cpr: what was decided is carried out, by this process. */
+static int resume_cpr(struct ferry_job *job, bool force, struct ferry_error *err)
+{
+	struct ferry_outcome out;
+
+	if (force && job->record.phase != FERRY_PHASE_COMMIT)
+		return ferry_error_set(err, EPERM, "%s is %s: type ferry resume %s, without force",
+				       job->record.id, ferry_phase_name(job->record.phase),
+				       job->record.id);
+	/* Durable before the new VMM is ended: nobody starts the guest there any more. */
+	if (force && ferry_job_phase(job, FERRY_PHASE_FENCED, err))
+		return -EIO;
+	if (job->record.phase == FERRY_PHASE_OPEN)
+		snprintf(job->record.error, sizeof(job->record.error), "all its processes died");
+	ferry_cpr_recover(job, &out);
+	if (out.exit_code == 3)
+		return ferry_error_set(err, EPERM, "%s\n%s", out.error.text, out.advice);
+	printf("%s: the guest is %s\n", job->record.id,
+	       out.where == FERRY_WHERE_DESTINATION ? "in the new VMM" :
+	       out.where == FERRY_WHERE_SOURCE ? "back as it was before, in the old VMM" :
+	       "gone with its VMM");
+	return 0;
+}
+
 static int resume_locked(const struct ferry_args *args, struct ferry_job *job,
 			 struct ferry_error *err)
 {
@@ -152,7 +176,7 @@ static int resume_locked(const struct ferry_args *args, struct ferry_job *job,
 
 	if (r)
 		return r;
-	source = job->record.role == FERRY_ROLE_SOURCE;
+	source = job->record.role != FERRY_ROLE_DESTINATION;
 	job->stats = job->record.stats;
 	if ((source && args->force_destination) || (!source && args->force_source))
 		return ferry_error_set(err, EINVAL,
@@ -163,6 +187,8 @@ static int resume_locked(const struct ferry_args *args, struct ferry_job *job,
 	if (job->record.settled)
 		return ferry_error_set(err, EALREADY, "%s is over: %s, nothing to resume",
 				       job->record.id, ferry_state_name(job->record.state));
+	if (job->record.role == FERRY_ROLE_CPR)
+		return resume_cpr(job, args->force_source, err);
 	return source ? resume_source(job, args->force_source, err) :
 			resume_destination(job, args->force_destination, err);
 }

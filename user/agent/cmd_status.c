@@ -19,7 +19,13 @@ static void status_advice(const struct ferry_record *r, char *text, size_t room)
 	bool source = r->role == FERRY_ROLE_SOURCE;
 	const char *id = r->id;
 
-	if (r->phase == FERRY_PHASE_COMMIT)
+	if (r->role == FERRY_ROLE_CPR && r->phase == FERRY_PHASE_COMMIT)
+		snprintf(text, room, "ferry resume %s (starts the guest in the new VMM), or, only if you "
+			 "are certain that it never ran there: ferry resume %s --force-source", id,
+			 id);
+	else if (r->role == FERRY_ROLE_CPR)
+		snprintf(text, room, "ferry resume %s", id);
+	else if (r->phase == FERRY_PHASE_COMMIT)
 		snprintf(text, room, "ferry recover %s (asks the destination), or, only if you are "
 			 "certain that it never ran the guest and never will: ferry resume %s "
 			 "--force-source", id, id);
@@ -88,7 +94,7 @@ static void status_line(struct json_object *s)
 
 static const char *relation(struct json_object *s)
 {
-	bool source = !strcmp(text_of(s, "role"), "source");
+	bool source = strcmp(text_of(s, "role"), "destination");
 
 	if (!strncmp(text_of(s, "uri"), FERRY_FILE_SCHEME, strlen(FERRY_FILE_SCHEME)))
 		return source ? "saved to" : "restored from";

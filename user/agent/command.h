@@ -16,6 +16,7 @@ int ferry_command_recv(const struct ferry_args *args);
 int ferry_command_save(const struct ferry_args *args);
 int ferry_command_restore(const struct ferry_args *args);
 int ferry_command_inspect(const struct ferry_args *args);
+int ferry_command_cpr(const struct ferry_args *args);
 int ferry_command_list(const struct ferry_args *args);
 int ferry_command_status(const struct ferry_args *args);
 int ferry_command_cancel(const struct ferry_args *args);

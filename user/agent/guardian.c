@@ -7,6 +7,7 @@
  *
  *   source, open            put the VMM back, resume the guest
  *   destination, open       put the VMM back; the guest never ran here
+ *   cpr, open               end the new VMM, put RAM back, resume the guest in the old one
  *   anything later          start another worker, which asks the other side
  *
  * SIGHUP is ignored, SIGINT and SIGTERM are passed on as a cancel. The worker is
@@ -201,7 +202,7 @@ static int guardian_held(const struct guardian *g, const char *name)
 static int guardian_clean_up(struct guardian *g, struct ferry_record *record)
 {
 	const struct ferry_job_hooks hooks = { .save = guardian_save };
-	bool source = record->role == FERRY_ROLE_SOURCE;
+	bool source = record->role != FERRY_ROLE_DESTINATION;
 	struct ferry_outcome out = {
 		.state = FERRY_STATE_FAILED,
 		.where = FERRY_WHERE_SOURCE,

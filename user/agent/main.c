@@ -25,6 +25,9 @@ static const struct command commands[] = {
 	  ferry_command_restore },
 	{ "inspect", "FILE", 1, 1, FERRY_TAKES_INSPECT, "what is in such a file, and is it whole?",
 	  ferry_command_inspect },
+	{ "cpr", "GUEST", 1, FERRY_MAX_OPERANDS, FERRY_TAKES_CPR,
+	  "hand a guest to another VMM of this host: --to GUEST, or --exec -- COMMAND...",
+	  ferry_command_cpr },
 	{ "list", "", 0, 0, 0, "the migrations known here", ferry_command_list },
 	{ "status", "[ID]", 0, 1, 0, "how one is, or all are", ferry_command_status },
 	{ "cancel", "ID", 1, 1, 0, "give up; the guest stays at the source",
@@ -46,7 +49,7 @@ static const struct command commands[] = {
 };
 
 static const char *const not_built[] = {
-	"cpr", "spill",
+	"spill",
 };
 
 static void usage(FILE *out)

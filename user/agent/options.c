@@ -159,6 +159,14 @@ FLAG(set_force_source, force_source)
 FLAG(set_force_destination, force_destination)
 FLAG(set_fault_points, fault_points)
 FLAG(set_help, help)
+FLAG(set_exec, exec)
+
+static int set_to(struct ferry_args *a, const char *value, struct ferry_error *err)
+{
+	(void)err;
+	a->to = value;
+	return 0;
+}
 
 static int set_not_yet(struct ferry_args *a, const char *value, struct ferry_error *err)
 {
@@ -201,6 +209,9 @@ static const struct option_spec option_specs[] = {
 	  set_lazy },
 	{ "--no-verify", NULL, FERRY_TAKES_RESTORE | FERRY_TAKES_INSPECT,
 	  "do not compare the checksums of pages", set_no_verify },
+	{ "--to", "GUEST", FERRY_TAKES_CPR, "the new VMM, started to wait for a guest, with the same RAM",
+	  set_to },
+	{ "--exec", NULL, FERRY_TAKES_CPR, "start the new VMM by the command after --", set_exec },
 	{ "--force-source", NULL, FERRY_TAKES_FORCE,
 	  "the destination is gone for good: run the guest here", set_force_source },
 	{ "--force-destination", NULL, FERRY_TAKES_FORCE,
@@ -268,6 +279,10 @@ int ferry_options_parse(const char *command, unsigned int takes, int argc, char 
 	snprintf(args->job.tracker, sizeof(args->job.tracker), "auto");
 	for (i = 0; i < argc; i++) {
 		if (!only_operands && !strcmp(argv[i], "--")) {
+			if (args->exec) {
+				args->command = argv + i + 1;
+				break;
+			}
 			only_operands = true;
 		} else if (!only_operands && argv[i][0] == '-' && argv[i][1]) {
 			int r = option_take(command, takes, argc, argv, &i, args, err);

@@ -14,6 +14,7 @@
 #define FERRY_TAKES_SAVE (1u << 3)
 #define FERRY_TAKES_RESTORE (1u << 4)
 #define FERRY_TAKES_INSPECT (1u << 5)
+#define FERRY_TAKES_CPR (1u << 6)
 #define FERRY_TAKES_ALL (1u << 31)
 
 #define FERRY_MAX_OPERANDS 4
@@ -24,6 +25,9 @@ struct ferry_args {
 	int count;
 	struct ferry_job_options job;
 	const char *id;
+	const char *to;	 /* cpr */
+	char **command;	 /* cpr: the words after --, ended by NULL */
+	bool exec;
 	bool json;
 	bool quiet;
 	bool force_source;

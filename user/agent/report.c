@@ -178,11 +178,27 @@ static void report_outcome_json(const struct ferry_record *record, const struct 
 	ferry_report_print(o);
 }
 
+static void report_cpr_completed(const struct ferry_record *record, const struct ferry_stats *st)
+{
+	char ram[16], line[256];
+
+	ferry_report_bytes(st->ram_bytes, ram);
+	snprintf(line, sizeof(line), "%s: completed; the guest %s in the new VMM (pid %d). %s of RAM "
+		 "passed, stopped for %.1f ms\n", record->id,
+		 record->guest_paused ? "is, still paused," : "runs", (int)record->to_vmm, ram,
+		 (double)st->downtime_ns / 1e6);
+	report_write(line);
+}
+
 static void report_completed(const struct ferry_record *record, const struct ferry_stats *st)
 {
 	double s = (double)st->total_ns / 1e9;
 	char sent[16], ram[16], line[512];
 
+	if (record->role == FERRY_ROLE_CPR) {
+		report_cpr_completed(record, st);
+		return;
+	}
 	ferry_report_bytes(st->sent_bytes, sent);
 	ferry_report_bytes(st->ram_bytes, ram);
 	snprintf(line, sizeof(line),

@@ -37,25 +37,89 @@ static int start_check_record(const char *id, struct ferry_error *err)
 	return 0;
 }
 
-static int start_arguments(const struct ferry_args *args, enum ferry_role role, bool file,
-			   struct ferry_record *record, struct ferry_error *err)
+struct start_others {
+	const struct ferry_record *mine;
+	struct ferry_error *err;
+	int result;
+};
+
+static void start_check_other(void *ctx, const char *id)
 {
-	const struct ferry_guest_ops *ops;
+	struct start_others *o = ctx;
+	struct ferry_record r;
+
+	if (o->result || !strcmp(id, o->mine->id) || ferry_store_load(id, &r, NULL))
+		return;
+	if (!r.settled && (!strcmp(r.guest, o->mine->guest) || !strcmp(r.guest, o->mine->uri) ||
+			   !strcmp(r.uri, o->mine->guest) ||
+			   (r.uri[0] && !strcmp(r.uri, o->mine->uri))))
+		o->result = ferry_error_set(o->err, EBUSY, "%s of %s is under way (%s, state %s): let it "
+					    "end first; 'ferry status %s' tells more", r.id, r.guest,
+					    ferry_mode_name(r.stats.mode),
+					    ferry_state_name(r.state), r.id);
+	ferry_record_free(&r);
+}
+
+/* A VMM that serves another migration would not answer us; better to say which. */
+static int start_check_others(const struct ferry_record *mine, struct ferry_error *err)
+{
+	struct start_others o = { .mine = mine, .err = err };
+	int r = ferry_store_list(start_check_other, &o, err);
+
+	return r ? r : o.result;
+}
+
+/* Where it goes: a URI, a file, or for a cpr the new VMM, "" one that is not there yet. */
+static int start_peer(const struct ferry_args *args, enum ferry_role role, bool file,
+		      struct ferry_record *record, struct ferry_error *err)
+{
+	const struct ferry_guest_ops *from, *to;
 	struct ferry_uri uri;
 	const char *path;
 	int r;
 
-	r = ferry_guest_parse(args->operands[0], &ops, &path, err);
-	if (!r && file)
-		r = ferry_file_uri(args->operands[1], record->uri, err);
-	else if (!r)
-		r = ferry_uri_parse(args->operands[1], &uri, err);
+	if (file)
+		return ferry_file_uri(args->operands[1], record->uri, err);
+	if (role == FERRY_ROLE_CPR) {
+		r = ferry_guest_parse(args->operands[0], &from, &path, err);
+		if (r || !args->to)
+			return r;
+		r = ferry_guest_parse(args->to, &to, &path, err);
+		if (r)
+			return r;
+		if (from != to)
+			return ferry_error_set(err, EINVAL, "%s and %s are of different kinds: a guest "
+					       "moves from a QEMU to a QEMU (qmp:), or from one VMM "
+					       "with libferry to another (port:)",
+					       args->operands[0], args->to);
+		if (strlen(args->to) >= sizeof(record->uri))
+			return ferry_error_set(err, EINVAL, "the new VMM's path is too long");
+		strcpy(record->uri, args->to);
+		return 0;
+	}
+	r = ferry_uri_parse(args->operands[1], &uri, err);
 	if (r)
 		return r;
-	if (!file && role == FERRY_ROLE_SOURCE && uri.kind == FERRY_URI_TCP && !strcmp(uri.port, "0"))
+	if (role == FERRY_ROLE_SOURCE && uri.kind == FERRY_URI_TCP && !strcmp(uri.port, "0"))
 		return ferry_error_set(err, EINVAL,
 				       "%s: port 0 is for recv, which prints the port it got; type that "
 				       "one", args->operands[1]);
+	ferry_uri_format(&uri, record->uri);
+	return 0;
+}
+
+static int start_arguments(const struct ferry_args *args, enum ferry_role role, bool file,
+			   struct ferry_record *record, struct ferry_error *err)
+{
+	const struct ferry_guest_ops *ops;
+	const char *path;
+	int r;
+
+	r = ferry_guest_parse(args->operands[0], &ops, &path, err);
+	if (!r)
+		r = start_peer(args, role, file, record, err);
+	if (r)
+		return r;
 	if (strlen(args->operands[0]) >= sizeof(record->guest))
 		return ferry_error_set(err, EINVAL, "the guest's path is too long");
 	if (args->id) {
@@ -64,16 +128,16 @@ static int start_arguments(const struct ferry_args *args, enum ferry_role role, 
 			snprintf(record->id, sizeof(record->id), "%s", args->id);
 	} else {
 		r = ferry_runtime_default_id(args->operands[0],
-					     role == FERRY_ROLE_SOURCE ? "" : "-in", record->id,
+					     role == FERRY_ROLE_DESTINATION ? "-in" : "", record->id,
 					     sizeof(record->id), err);
 	}
+	if (!r && role == FERRY_ROLE_CPR)
+		r = ferry_runtime_path(record->id, "kept", record->kept, err);
 	if (!r)
 		r = ferry_fault_point_init(0, err);
 	if (r)
 		return r;
 	snprintf(record->guest, sizeof(record->guest), "%s", args->operands[0]);
-	if (!file)
-		ferry_uri_format(&uri, record->uri);
 	record->role = role;
 	record->timeout_ms = args->job.timeout_ms;
 	return 0;
@@ -93,6 +157,8 @@ static int start_new(const struct ferry_args *args, enum ferry_role role, bool f
 	params->report.style = ferry_report_choose(args->json, args->quiet);
 	params->lock_fd = ferry_runtime_lock(params->record.id, &err);
 	r = params->lock_fd < 0 ? params->lock_fd : start_check_record(params->record.id, &err);
+	if (!r && role == FERRY_ROLE_CPR)
+		r = start_check_others(&params->record, &err);
 	if (r) {
 		struct ferry_outcome out = {
 			.state = FERRY_STATE_FAILED,

@@ -94,6 +94,13 @@ static struct json_object *store_encode(const struct ferry_record *r)
 	put_str(o, "uri", r->uri);
 	if (r->undo)
 		put_str(o, "undo", r->undo);
+	if (r->role == FERRY_ROLE_CPR) {
+		if (r->to_undo)
+			put_str(o, "to_undo", r->to_undo);
+		put_u64(o, "to_vmm", (uint64_t)r->to_vmm);
+		put_str(o, "kept", r->kept);
+		put_bool(o, "takes_name", r->takes_name);
+	}
 	put_bool(o, "disturbed_peer", r->disturbed_peer);
 	put_bool(o, "guest_paused", r->guest_paused);
 	put_bool(o, "keep_source", r->keep_source);
@@ -242,7 +249,7 @@ static int decode_names(struct json_object *o, struct ferry_record *r)
 {
 	const char *role = get_str(o, "role"), *state = get_str(o, "state");
 	const char *phase = get_str(o, "phase"), *uuid = get_str(o, "uuid");
-	int s, p;
+	int s, p, n;
 
 	if (!role || !state || !phase || !uuid || ferry_uuid_parse(uuid, r->uuid))
 		return -EPROTO;
@@ -252,19 +259,38 @@ static int decode_names(struct json_object *o, struct ferry_record *r)
 		return -EPROTO;
 	r->state = (enum ferry_state)s;
 	r->phase = (enum ferry_phase)p;
-	if (!strcmp(role, ferry_role_name(FERRY_ROLE_SOURCE)))
-		r->role = FERRY_ROLE_SOURCE;
-	else if (!strcmp(role, ferry_role_name(FERRY_ROLE_DESTINATION)))
-		r->role = FERRY_ROLE_DESTINATION;
-	else
+	n = ferry_role_parse(role);
+	if (n < 0)
 		return -EPROTO;
+	r->role = (enum ferry_role)n;
 	return 0;
+}
+
+static int get_undo(struct json_object *o, const char *key, char **to)
+{
+	const char *undo = get_str(o, key);
+
+	if (!undo)
+		return 0;
+	*to = strdup(undo);
+	return *to ? 0 : -ENOMEM;
+}
+
+static int decode_cpr(struct json_object *o, struct ferry_record *r)
+{
+	if (r->role != FERRY_ROLE_CPR)
+		return 0;
+	r->to_vmm = (pid_t)get_u64(o, "to_vmm");
+	r->takes_name = get_bool(o, "takes_name");
+	if (get_text(o, "kept", r->kept, sizeof(r->kept)))
+		return -EPROTO;
+	return get_undo(o, "to_undo", &r->to_undo);
 }
 
 static int store_decode(struct json_object *o, struct ferry_record *r)
 {
 	struct json_object *stats;
-	const char *undo;
+	int ret;
 
 	memset(r, 0, sizeof(*r));
 	if (!json_object_is_type(o, json_type_object) || get_u64(o, "version") != STORE_VERSION)
@@ -288,13 +314,12 @@ static int store_decode(struct json_object *o, struct ferry_record *r)
 	r->vmm = (pid_t)get_u64(o, "vmm");
 	if (json_object_object_get_ex(o, "stats", &stats))
 		decode_stats(stats, &r->stats);
-	undo = get_str(o, "undo");
-	if (undo) {
-		r->undo = strdup(undo);
-		if (!r->undo)
-			return -ENOMEM;
-	}
-	return 0;
+	ret = get_undo(o, "undo", &r->undo);
+	if (!ret)
+		ret = decode_cpr(o, r);
+	if (ret)
+		ferry_record_free(r);
+	return ret;
 }
 
 static int store_read(const char *path, char **text)
@@ -379,4 +404,34 @@ int ferry_store_list(void (*each)(void *ctx, const char *id), void *ctx, struct 
 	}
 	free(names);
 	return 0;
+}
+
+struct store_claim {
+	const char *mine;
+	pid_t vmm;
+	struct ferry_error *err;
+	int result;
+};
+
+static void store_claim(void *ctx, const char *id)
+{
+	struct store_claim *c = ctx;
+	struct ferry_record r;
+
+	if (c->result || !strcmp(id, c->mine) || ferry_store_load(id, &r, NULL))
+		return;
+	if (!r.settled && (r.vmm == c->vmm || r.to_vmm == c->vmm))
+		c->result = ferry_error_set(c->err, EBUSY, "%s, a %s of this VMM (pid %d), is under way "
+					    "(state %s): let it end first; 'ferry status %s' tells "
+					    "more", r.id, ferry_mode_name(r.stats.mode), (int)c->vmm,
+					    ferry_state_name(r.state), r.id);
+	ferry_record_free(&r);
+}
+
+int ferry_store_claimed(const char *id, pid_t vmm, struct ferry_error *err)
+{
+	struct store_claim c = { .mine = id, .vmm = vmm, .err = err };
+	int r = ferry_store_list(store_claim, &c, err);
+
+	return r ? r : c.result;
 }

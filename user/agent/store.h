@@ -19,6 +19,9 @@ int ferry_store_load(const char *id, struct ferry_record *record, struct ferry_e
 /** ferry_store_list() - call @each with every id that has a record, in order of names. */
 int ferry_store_list(void (*each)(void *ctx, const char *id), void *ctx, struct ferry_error *err);
 
+/** ferry_store_claimed() - Return: 0; -EBUSY another migration than @id, not over, is of @vmm. */
+int ferry_store_claimed(const char *id, pid_t vmm, struct ferry_error *err);
+
 struct json_object;
 
 /** ferry_store_stats() - add the numbers of a migration to an object, as §JSON names them. */

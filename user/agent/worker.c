@@ -154,6 +154,13 @@ static void worker_state(void *ctx, enum ferry_state state)
 	ferry_report_state(&w->report, &w->job.record, state);
 }
 
+static int worker_claimed(void *ctx, pid_t vmm, struct ferry_error *err)
+{
+	struct worker *w = ctx;
+
+	return ferry_store_claimed(w->job.record.id, vmm, err);
+}
+
 static void worker_listening(void *ctx, const char *uri)
 {
 	struct worker *w = ctx;
@@ -322,12 +329,15 @@ static int worker_start(struct worker *w, struct ferry_worker_params *params,
 	/* A new one's are all zero; one that takes over goes on with what was counted. */
 	w->job.stats = params->record.stats;
 	w->job.options = params->options;
+	w->job.command = params->command;
 	for (i = 0; i < params->held_count; i++) {
 		w->held[i] = params->held[i];
 		if (!strcmp(params->held[i].name, "guest"))
 			w->job.held_guest_fd = fcntl(params->held[i].fd, F_DUPFD_CLOEXEC, 0);
 		if (!strcmp(params->held[i].name, "listen"))
 			w->job.held_listen_fd = fcntl(params->held[i].fd, F_DUPFD_CLOEXEC, 0);
+		if (!strcmp(params->held[i].name, "to-guest"))
+			w->job.held_to_fd = fcntl(params->held[i].fd, F_DUPFD_CLOEXEC, 0);
 	}
 	w->held_count = params->held_count;
 	/* Of an earlier migration with this id. */
@@ -344,7 +354,9 @@ static void worker_run(struct worker *w, bool recover, struct ferry_outcome *out
 	bool source = w->job.record.role == FERRY_ROLE_SOURCE;
 	bool file = ferry_file_path(&w->job.record);
 
-	if (file && source)
+	if (w->job.record.role == FERRY_ROLE_CPR)
+		recover ? ferry_cpr_recover(&w->job, out) : ferry_cpr_run(&w->job, out);
+	else if (file && source)
 		recover ? ferry_save_recover(&w->job, out) : ferry_save_run(&w->job, out);
 	else if (file)
 		recover ? ferry_restore_recover(&w->job, out) : ferry_restore_run(&w->job, out);
@@ -366,6 +378,7 @@ int ferry_worker_main(struct ferry_worker_params *params)
 		.hold = worker_hold,
 		.held = worker_held,
 		.keep = worker_keep,
+		.claimed = worker_claimed,
 		.state = worker_state,
 		.listening = worker_listening,
 		.ctx = &w,

@@ -24,6 +24,7 @@ struct ferry_worker_params {
 	struct ferry_record record; /* moved in */
 	struct ferry_job_options options;
 	struct ferry_report report;
+	char **command; /* cpr: what starts the new VMM, or NULL */
 	bool recover; /* go on from the record of another worker */
 	int sock;     /* to the guardian */
 	int lock_fd;

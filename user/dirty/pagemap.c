@@ -39,7 +39,7 @@
 #include <unistd.h>
 
 #include "base/io.h"
-#include "dirty/uapi_compat.h"
+#include "base/uapi_compat.h"
 
 #define FEATURES                                                                                   \
 	((uint64_t)(UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_WP_HUGETLBFS_SHMEM |             \

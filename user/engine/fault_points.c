@@ -74,6 +74,19 @@ static const struct fault_stage fault_stages[] = {
 	{ "pages", FERRY_ROLE_DESTINATION, "restore: all pages are read (lazy: RAM is armed)" },
 	{ "file-read", FERRY_ROLE_DESTINATION, "restore: pages were read; fail: the disk did" },
 	{ "lazy-read", FERRY_ROLE_DESTINATION, "restore --lazy: the same, while the guest runs" },
+	{ "cpr-attach", FERRY_ROLE_CPR, "the guest is checked, nothing has been changed" },
+	{ "cpr-exec", FERRY_ROLE_CPR, "--exec: the new VMM was started" },
+	{ "cpr-check", FERRY_ROLE_CPR, "both VMMs are checked, neither has been changed" },
+	{ "cpr-prepare", FERRY_ROLE_CPR, "capabilities are set, RAM is armed if it is mapped" },
+	{ "cpr-stop", FERRY_ROLE_CPR, "the guest is stopped" },
+	{ "cpr-quiesce", FERRY_ROLE_CPR, "its devices are let go" },
+	{ "cpr-pass", FERRY_ROLE_CPR, "the new VMM maps the RAM, which is armed" },
+	{ "cpr-save", FERRY_ROLE_CPR, "device state is saved" },
+	{ "cpr-load", FERRY_ROLE_CPR, "device state is loaded, COMMIT is not written" },
+	{ "cpr-commit", FERRY_ROLE_CPR, "COMMIT is written, the guest is stopped" },
+	{ "cpr-run", FERRY_ROLE_CPR, "the guest runs in the new VMM, which is not recorded" },
+	{ "cpr-ran", FERRY_ROLE_CPR, "that is recorded, the old VMM is still there" },
+	{ "cpr-quit", FERRY_ROLE_CPR, "the old VMM has quit" },
 };
 
 enum fault_action {

@@ -29,6 +29,7 @@ void ferry_job_init(struct ferry_job *job, const struct ferry_job_hooks *hooks)
 	job->hooks = hooks;
 	job->held_guest_fd = -1;
 	job->held_listen_fd = -1;
+	job->held_to_fd = -1;
 	job->started_ns = ferry_clock_ns();
 	ferry_rate_init(&job->rate, 0);
 	pthread_mutex_init(&job->lock, NULL);
@@ -76,6 +77,7 @@ int ferry_job_save(struct ferry_job *job, struct ferry_error *err)
 	job->record.stats = job->stats;
 	job->shown = job->record;
 	job->shown.undo = NULL;
+	job->shown.to_undo = NULL;
 	pthread_mutex_unlock(&job->lock);
 	return job->hooks->save(job->hooks->ctx, &job->record, err);
 }

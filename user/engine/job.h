@@ -82,6 +82,8 @@ struct ferry_job_hooks {
 	 * hold(-1) of that name. Return: a descriptor, the caller's; -errno with a text.
 	 */
 	int (*keep)(void *ctx, const char *name, struct ferry_error *err);
+	/* cpr: does another migration work on that VMM? Return: 0; -EBUSY with which. May be NULL. */
+	int (*claimed)(void *ctx, pid_t vmm, struct ferry_error *err);
 	/* A state was published. */
 	void (*state)(void *ctx, enum ferry_state state);
 	/* The destination listens; @uri says where really. */
@@ -95,6 +97,8 @@ struct ferry_job {
 	struct ferry_record record;
 	int held_guest_fd;  /* after a crash, or -1 */
 	int held_listen_fd; /* after a crash, or -1 */
+	int held_to_fd;	    /* cpr, after a crash: to the new VMM, or -1 */
+	char **command;	    /* cpr: what starts the new VMM; NULL: it is there */
 	uint64_t started_ns;
 
 	enum ferry_state state; /* ferry_state_move(), atomic */
@@ -215,6 +219,10 @@ void ferry_source_run(struct ferry_job *job, struct ferry_outcome *out);
 void ferry_source_recover(struct ferry_job *job, struct ferry_outcome *out);
 void ferry_destination_run(struct ferry_job *job, struct ferry_outcome *out);
 void ferry_destination_recover(struct ferry_job *job, struct ferry_outcome *out);
+
+/* Both VMMs in one process. */
+void ferry_cpr_run(struct ferry_job *job, struct ferry_outcome *out);
+void ferry_cpr_recover(struct ferry_job *job, struct ferry_outcome *out);
 
 /**
  * ferry_job_undo() - nothing runs this migration any more: put the VMM back by the record

@@ -6,6 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "engine/cpr.h"
+
 static int open_journal(void *ctx, const char *undo, struct ferry_error *err)
 {
 	struct ferry_job *job = ctx;
@@ -18,11 +20,56 @@ static int open_journal(void *ctx, const char *undo, struct ferry_error *err)
 	return ferry_job_save(job, err);
 }
 
+static int open_to_journal(void *ctx, const char *undo, struct ferry_error *err)
+{
+	struct ferry_job *job = ctx;
+	char *copy = strdup(undo);
+
+	if (!copy)
+		return ferry_error_set(err, ENOMEM, "out of memory");
+	free(job->record.to_undo);
+	job->record.to_undo = copy;
+	return ferry_job_save(job, err);
+}
+
 static int open_hold(void *ctx, const char *name, int fd, struct ferry_error *err)
 {
 	struct ferry_job *job = ctx;
 
 	return job->hooks->hold ? job->hooks->hold(job->hooks->ctx, name, fd, err) : 0;
+}
+
+static int open_to_hold(void *ctx, const char *name, int fd, struct ferry_error *err)
+{
+	struct ferry_job *job = ctx;
+
+	(void)name;
+	return job->hooks->hold ? job->hooks->hold(job->hooks->ctx, "to-guest", fd, err) : 0;
+}
+
+/* The new VMM of a cpr: the same record tells of both. */
+static int open_to(struct ferry_job *job, struct ferry_guest **out, struct ferry_error *err)
+{
+	const struct ferry_guest_host host = {
+		.journal = open_to_journal,
+		.hold = open_to_hold,
+		.ctx = job,
+	};
+	struct ferry_guest_open_params params = {
+		.spec = job->record.uri,
+		.host = &host,
+		.role = FERRY_GUEST_DESTINATION,
+		.timeout_ms = job->record.timeout_ms,
+		.undo = job->record.to_undo,
+		.held_fd = job->held_to_fd,
+	};
+	int r = ferry_guest_open(&params, out, err);
+
+	if (r)
+		return r;
+	job->held_to_fd = -1;
+	job->record.to_vmm = (*out)->pid;
+	return 0;
 }
 
 int ferry_open_guest(struct ferry_job *job, enum ferry_guest_role role, struct ferry_guest **out,
@@ -41,8 +88,11 @@ int ferry_open_guest(struct ferry_job *job, enum ferry_guest_role role, struct f
 		.undo = job->record.undo,
 		.held_fd = job->held_guest_fd,
 	};
-	int r = ferry_guest_open(&params, out, err);
+	int r;
 
+	if (job->record.role == FERRY_ROLE_CPR && role == FERRY_GUEST_DESTINATION)
+		return open_to(job, out, err);
+	r = ferry_guest_open(&params, out, err);
 	if (r)
 		return r;
 	job->held_guest_fd = -1; /* the guest's now */
@@ -55,6 +105,8 @@ int ferry_job_undo(struct ferry_job *job, bool resume, struct ferry_error *err)
 	struct ferry_guest *guest;
 	int r;
 
+	if (job->record.role == FERRY_ROLE_CPR)
+		return ferry_cpr_undo(job, NULL, resume, err);
 	if (!job->record.undo)
 		return 0;
 	/* A VMM that is gone has nothing to put back. */

@@ -41,6 +41,8 @@ void ferry_record_free(struct ferry_record *record)
 {
 	free(record->undo);
 	record->undo = NULL;
+	free(record->to_undo);
+	record->to_undo = NULL;
 }
 
 int ferry_uuid_make(uint8_t uuid[16])

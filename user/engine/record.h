@@ -45,6 +45,11 @@ struct ferry_record {
 	uint32_t epoch;
 	char guest[FERRY_SPEC_MAX]; /* qmp:PATH */
 	char uri[FERRY_SPEC_MAX];   /* where to connect or listen again */
+	/* uri, role cpr: the guest's new VMM, qmp:PATH; the next four are of that role only. */
+	char *to_undo;		    /* as undo, of the new VMM; NULL: not touched */
+	pid_t to_vmm;
+	char kept[FERRY_SPEC_MAX];  /* file of pages that loading touched; there: put them back */
+	bool takes_name;	    /* in the end the new VMM's socket takes the place of the old's */
 	char *undo;		    /* the guest driver's, malloc'ed; NULL: nothing disturbed */
 	bool disturbed_peer;	    /* source: PACKAGE was sent, the destination may wait for RUN */
 	bool guest_paused;	    /* it was paused before, and stays so */

@@ -30,6 +30,7 @@ static_assert(sizeof(state_names) / sizeof(state_names[0]) == FERRY_STATE_COUNT,
 static const char *const role_names[] = {
 	[FERRY_ROLE_SOURCE] = "source",
 	[FERRY_ROLE_DESTINATION] = "destination",
+	[FERRY_ROLE_CPR] = "cpr",
 };
 static_assert(sizeof(role_names) / sizeof(role_names[0]) == FERRY_ROLE_COUNT,
 	      "every role has a name");
@@ -78,6 +79,17 @@ static const unsigned int state_next[FERRY_ROLE_COUNT][FERRY_STATE_COUNT] = {
 		[FERRY_STATE_POSTCOPY_RECOVER] = TO(POSTCOPY_ACTIVE) | TO(POSTCOPY_PAUSED),
 		[FERRY_STATE_CANCELLING] = TO(CANCELLED) | TO(FAILED),
 	},
+	[FERRY_ROLE_CPR] = {
+		[FERRY_STATE_NONE] = TO(SETUP),
+		[FERRY_STATE_SETUP] = TO(ACTIVE) | TO(CANCELLING) | TO(FAILED),
+		[FERRY_STATE_ACTIVE] = TO(DEVICE) | TO(CANCELLING) | TO(FAILED),
+		/* failed, after COMMIT: the new VMM certainly could not start the guest. */
+		[FERRY_STATE_DEVICE] = TO(COMPLETED) | TO(COMMIT_UNKNOWN) | TO(CANCELLING) |
+				       TO(FAILED),
+		/* A worker that takes over; or a person's forced resume in the old VMM. */
+		[FERRY_STATE_COMMIT_UNKNOWN] = TO(COMPLETED) | TO(FAILED),
+		[FERRY_STATE_CANCELLING] = TO(CANCELLED) | TO(FAILED),
+	},
 };
 
 const char *ferry_state_name(enum ferry_state state)
@@ -98,6 +110,16 @@ int ferry_state_parse(const char *name)
 const char *ferry_role_name(enum ferry_role role)
 {
 	return role < FERRY_ROLE_COUNT ? role_names[role] : "invalid";
+}
+
+int ferry_role_parse(const char *name)
+{
+	int i;
+
+	for (i = 0; i < FERRY_ROLE_COUNT; i++)
+		if (!strcmp(name, role_names[i]))
+			return i;
+	return -EINVAL;
 }
 
 bool ferry_state_legal(enum ferry_role role, enum ferry_state from, enum ferry_state to)

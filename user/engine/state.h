@@ -13,6 +13,7 @@
 enum ferry_role {
 	FERRY_ROLE_SOURCE,
 	FERRY_ROLE_DESTINATION,
+	FERRY_ROLE_CPR, /* both sides at once: a hand-over between two VMMs of this host */
 	FERRY_ROLE_COUNT,
 };
 
@@ -42,8 +43,11 @@ const char *ferry_state_name(enum ferry_state state);
 /** ferry_state_parse() - Return: the state of that name, or -EINVAL. */
 int ferry_state_parse(const char *name);
 
-/** ferry_role_name() - Return: "source" or "destination". */
+/** ferry_role_name() - Return: "source", "destination" or "cpr". */
 const char *ferry_role_name(enum ferry_role role);
+
+/** ferry_role_parse() - Return: the role of that name, or -EINVAL. */
+int ferry_role_parse(const char *name);
 
 /** ferry_state_legal() - may @role go from @from to @to? */
 bool ferry_state_legal(enum ferry_role role, enum ferry_state from, enum ferry_state to);

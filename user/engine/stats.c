@@ -13,6 +13,7 @@ static const char *const mode_names[] = {
 	[FERRY_MODE_SAVE_LIVE] = "save-live",
 	[FERRY_MODE_RESTORE] = "restore",
 	[FERRY_MODE_RESTORE_LAZY] = "restore-lazy",
+	[FERRY_MODE_CPR] = "cpr",
 };
 static_assert(sizeof(mode_names) / sizeof(mode_names[0]) == FERRY_MODE_COUNT,
 	      "every mode has a name");

@@ -14,6 +14,7 @@ enum ferry_mode {
 	FERRY_MODE_SAVE_LIVE,
 	FERRY_MODE_RESTORE,  /* from a file */
 	FERRY_MODE_RESTORE_LAZY, /* some of it while it runs */
+	FERRY_MODE_CPR,	     /* not at all: both VMMs map it */
 	FERRY_MODE_COUNT,
 };
 

@@ -66,6 +66,29 @@ struct ferry_guest_ops {
 	/* Fill @ram (initialised by the caller) with all shared blocks, opened, not mapped. */
 	int (*describe)(struct ferry_guest *guest, struct ferry_ram *ram, struct ferry_error *err);
 
+	/* Another process, the other VMM of a cpr, may map the RAM too. Before check(). */
+	void (*allow)(struct ferry_guest *guest, pid_t pid);
+
+	/*
+	 * cpr: all that keeps @guest, a checked destination, from taking over the guest of
+	 * @old, of the same driver; but for the RAM. Changes nothing.
+	 */
+	int (*check_heir)(struct ferry_guest *guest, struct ferry_guest *old,
+			  struct ferry_error *err);
+
+	/*
+	 * cpr: guest RAM comes as the descriptors of @ram. @ask: only say whether it could.
+	 * Return: 0; 1: it has RAM of its own, describe() tells which; -errno. NULL: 1.
+	 */
+	int (*adopt)(struct ferry_guest *guest, const struct ferry_ram *ram, bool ask,
+		     struct ferry_error *err);
+
+	/*
+	 * cpr: of a paused source: let go of what two VMMs must not hold. resume() takes it
+	 * back. NULL: pause() does that.
+	 */
+	int (*quiesce)(struct ferry_guest *guest, struct ferry_error *err);
+
 	/* Set what the VMM needs for a migration in this role. Journaled; undone by undo(). */
 	int (*prepare)(struct ferry_guest *guest, struct ferry_error *err);
 
@@ -159,6 +182,7 @@ struct ferry_guest {
 	pid_t pid; /* the VMM */
 	char path[108];
 	char version[64]; /* "QEMU 7.2.22" */
+	uint64_t stopped_ns; /* when pause() last asked for the stop, all notes being made */
 	char kind[72];	  /* equal on both sides: "port:my-vmm/1"; "" is the scheme alone */
 };
 

@@ -3,6 +3,8 @@
 
 #include <errno.h>
 #include <poll.h>
+#include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/syscall.h>
@@ -22,6 +24,17 @@ static const char *role_name(enum ferry_guest_role role)
 	return role == FERRY_GUEST_SOURCE ? "source" : "destination";
 }
 
+static void fill(struct json_object *undo, const char *scheme, const char *path,
+		 enum ferry_guest_role role, pid_t pid, uint64_t start)
+{
+	json_object_object_add(undo, "driver", json_object_new_string(scheme));
+	json_object_object_add(undo, "version", json_object_new_int(JOURNAL_VERSION));
+	json_object_object_add(undo, "path", json_object_new_string(path));
+	json_object_object_add(undo, "role", json_object_new_string(role_name(role)));
+	json_object_object_add(undo, "pid", json_object_new_int64(pid));
+	json_object_object_add(undo, "start", json_object_new_int64((int64_t)start));
+}
+
 int ferry_journal_new(struct ferry_journal *journal, const struct ferry_guest *guest,
 		      enum ferry_guest_role role, uint64_t start, struct ferry_error *err)
 {
@@ -29,14 +42,26 @@ int ferry_journal_new(struct ferry_journal *journal, const struct ferry_guest *g
 
 	if (!undo)
 		return ferry_error_set(err, ENOMEM, "undo text: no memory");
-	json_object_object_add(undo, "driver", json_object_new_string(guest->ops->scheme));
-	json_object_object_add(undo, "version", json_object_new_int(JOURNAL_VERSION));
-	json_object_object_add(undo, "path", json_object_new_string(guest->path));
-	json_object_object_add(undo, "role", json_object_new_string(role_name(role)));
-	json_object_object_add(undo, "pid", json_object_new_int64(guest->pid));
-	json_object_object_add(undo, "start", json_object_new_int64((int64_t)start));
+	fill(undo, guest->ops->scheme, guest->path, role, guest->pid, start);
 	journal->undo = undo;
 	return 0;
+}
+
+char *ferry_journal_text(const char *spec, pid_t pid)
+{
+	struct json_object *undo = json_object_new_object();
+	const struct ferry_guest_ops *ops;
+	const char *path, *text = NULL;
+	char *copy;
+
+	if (!ferry_guest_parse(spec, &ops, &path, NULL)) {
+		fill(undo, ops->scheme, path, FERRY_GUEST_DESTINATION, pid, ferry_proc_start(pid));
+		text = json_object_to_json_string_ext(undo, JSON_C_TO_STRING_PLAIN |
+						      JSON_C_TO_STRING_NOSLASHESCAPE);
+	}
+	copy = text ? strdup(text) : NULL;
+	json_object_put(undo);
+	return copy;
 }
 
 /* Return: what is wrong with it, or NULL. */
@@ -122,6 +147,41 @@ bool ferry_journal_is_void(const struct ferry_journal *journal)
 	ended = ferry_io_wait(pidfd, POLLIN, ferry_clock_ns()) > 0;
 	close(pidfd);
 	return ended;
+}
+
+/* @pidfd is of the process that has this pid now: is that the one meant? */
+static int end_process(int pidfd, pid_t pid, uint64_t start, unsigned int timeout_ms,
+		       struct ferry_error *err)
+{
+	if (ferry_proc_start(pid) != start)
+		return 0;
+	if (syscall(SYS_pidfd_send_signal, pidfd, SIGKILL, NULL, 0) && errno != ESRCH)
+		return ferry_error_set(err, errno, "ending pid %d: %s; end it by hand", (int)pid,
+				       strerror(errno));
+	if (ferry_io_wait(pidfd, POLLIN, ferry_clock_in_ms(timeout_ms)) > 0)
+		return 0;
+	return ferry_error_set(err, ETIMEDOUT, "pid %d was killed but does not end (stuck in the "
+			       "kernel?)", (int)pid);
+}
+
+int ferry_journal_end(const char *text, unsigned int timeout_ms, struct ferry_error *err)
+{
+	struct json_object *undo = json_tokener_parse(text);
+	uint64_t pid = ferry_json_uint(undo, "pid", 0);
+	uint64_t start = ferry_json_uint(undo, "start", 0);
+	int pidfd, r;
+
+	json_object_put(undo);
+	if (!pid || pid > 0x7fffffff || !start)
+		return ferry_error_set(err, EPROTO, "the undo text of this record is damaged: it tells "
+				       "no process; end the new VMM by hand");
+	pidfd = (int)syscall(SYS_pidfd_open, (pid_t)pid, 0);
+	if (pidfd < 0)
+		return errno == ESRCH ? 0 : ferry_error_set(err, errno, "pid %d: %s", (int)pid,
+							    strerror(errno));
+	r = end_process(pidfd, (pid_t)pid, start, timeout_ms, err);
+	close(pidfd);
+	return r;
 }
 
 void ferry_journal_free(struct ferry_journal *journal)

@@ -44,6 +44,21 @@ int ferry_journal_write(struct ferry_journal *journal, const struct ferry_guest_
 /** ferry_journal_is_void() - has the process it is about ended? (A zombie has, too.) */
 bool ferry_journal_is_void(const struct ferry_journal *journal);
 
+/**
+ * ferry_journal_text() - a text for a process that was just started, nothing done to it yet
+ *
+ * Return: malloc'ed, or NULL.
+ */
+char *ferry_journal_text(const char *spec, pid_t pid);
+
+/**
+ * ferry_journal_end() - kill the process a text is about, and be certain that it has ended
+ *
+ * Nothing is asked of it: it may be stuck in a fault. Return: 0, also when it had ended
+ * before; -EPROTO; -ETIMEDOUT, -EPERM: it may live.
+ */
+int ferry_journal_end(const char *text, unsigned int timeout_ms, struct ferry_error *err);
+
 void ferry_journal_free(struct ferry_journal *journal);
 
 #endif

@@ -34,6 +34,12 @@
 /* A refusal that lasts this long is no accident. */
 #define PASSING_MS 200u
 
+void ferry_peers_allow(struct ferry_peers *p, pid_t pid)
+{
+	if (p->n_allowed < FERRY_GUEST_MAX_PEERS)
+		p->allowed[p->n_allowed++] = pid;
+}
+
 int ferry_peers_ram(struct ferry_peers *p, const struct ferry_ram *ram, struct ferry_error *err)
 {
 	struct ferry_peers_file *files = calloc(ram->count, sizeof(*files));

@@ -34,6 +34,9 @@ struct ferry_peers {
 	pid_t viewer; /* a stranger that maps a tracked view, or 0 */
 };
 
+/** ferry_peers_allow() - @pid may map the RAM plainly; what does not fit stays a stranger. */
+void ferry_peers_allow(struct ferry_peers *p, pid_t pid);
+
 /** ferry_peers_ram() - these blocks are the RAM. Return: 0, -ENOMEM, -errno of fstat(2). */
 int ferry_peers_ram(struct ferry_peers *p, const struct ferry_ram *ram, struct ferry_error *err);
 

@@ -211,8 +211,8 @@ static int vmm_open(const struct ferry_guest_open_params *params, struct ferry_g
 	v->pidfd = -1;
 	v->vmm.sock = -1;
 	v->log_fd = -1;
-	for (i = 0; i < params->n_peers && i < FERRY_GUEST_MAX_PEERS; i++)
-		v->peers.allowed[v->peers.n_allowed++] = params->peers[i];
+	for (i = 0; i < params->n_peers; i++)
+		ferry_peers_allow(&v->peers, params->peers[i]);
 	r = open_filled(v, params, err);
 	if (r) {
 		vmm_close(&v->guest);
@@ -274,6 +274,11 @@ static int vmm_direct_io(struct ferry_guest *guest, char *why, size_t why_bytes,
 	return direct || v->n_members;
 }
 
+static void vmm_allow(struct ferry_guest *guest, pid_t pid)
+{
+	ferry_peers_allow(&ferry_vmm_of(guest)->peers, pid);
+}
+
 static int vmm_check_views(struct ferry_guest *guest, struct ferry_error *err)
 {
 	return ferry_peers_check_views(&ferry_vmm_of(guest)->peers, err);
@@ -285,6 +290,10 @@ const struct ferry_guest_ops ferry_guest_port = {
 	.close = vmm_close,
 	.check = ferry_vmm_check,
 	.describe = ferry_vmm_describe,
+	.allow = vmm_allow,
+	.check_heir = ferry_vmm_check_heir,
+	.adopt = ferry_vmm_adopt,
+	.quiesce = ferry_vmm_quiesce,
 	.prepare = vmm_prepare,
 	.running = ferry_vmm_running,
 	.pause = ferry_vmm_pause,

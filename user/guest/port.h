@@ -99,6 +99,12 @@ int ferry_vmm_undo(struct ferry_guest *guest, bool resume, struct ferry_error *e
 int ferry_vmm_check(struct ferry_guest *guest, struct ferry_error *err);
 int ferry_vmm_describe(struct ferry_guest *guest, struct ferry_ram *ram, struct ferry_error *err);
 
+int ferry_vmm_check_heir(struct ferry_guest *guest, struct ferry_guest *old,
+			 struct ferry_error *err);
+int ferry_vmm_adopt(struct ferry_guest *guest, const struct ferry_ram *ram, bool ask,
+		    struct ferry_error *err);
+int ferry_vmm_quiesce(struct ferry_guest *guest, struct ferry_error *err);
+
 /* port_track.c */
 int ferry_vmm_userfaultfd(struct ferry_guest *guest, int *uffd, struct ferry_error *err);
 void ferry_vmm_views(struct ferry_guest *guest, struct ferry_dirty_views *views);

@@ -267,3 +267,55 @@ int ferry_vmm_check(struct ferry_guest *guest, struct ferry_error *err)
 	ferry_ram_free(&ram);
 	return r;
 }
+
+/* ---- cpr ---- */
+
+int ferry_vmm_check_heir(struct ferry_guest *guest, struct ferry_guest *old,
+			 struct ferry_error *err)
+{
+	struct ferry_vmm *v = ferry_vmm_of(guest), *from = ferry_vmm_of(old);
+	struct ferry_vmm *with = v->vmm.welcome.members ? v : from;
+
+	/* They would have to be handed over too, which nobody has told them. */
+	if (with->vmm.welcome.members)
+		return ferry_error_set(err, EOPNOTSUPP, "%u processes have registered with the VMM (pid "
+				       "%d): a guest with such cannot be handed to another VMM yet",
+				       with->vmm.welcome.members, (int)with->guest.pid);
+	return 0;
+}
+
+int ferry_vmm_adopt(struct ferry_guest *guest, const struct ferry_ram *ram, bool ask,
+		    struct ferry_error *err)
+{
+	struct ferry_vmm *v = ferry_vmm_of(guest);
+	unsigned int i;
+	int r = 0;
+
+	if (!(v->vmm.welcome.has & FERRY_PROTO_HAS_ADOPT))
+		return 1;
+	for (i = 0; i < ram->count && !r; i++) {
+		struct ferry_channel_message m = { .head.type = FERRY_PROTO_ADOPT };
+		const struct ferry_ram_block *b = &ram->blocks[i];
+		struct ferry_proto_ram told = { .bytes = b->size_bytes, .page_bytes = b->page_size,
+						.fd_offset = b->fd_off_bytes,
+						.addr = b->vmm_addr };
+
+		strcpy(told.name, b->name);
+		m.fd = ask ? -1 : b->fd;
+		m.head.length = (uint32_t)ferry_proto_ram_encode(&told, m.body);
+		r = ferry_vmm_call(v, &v->vmm, &m, ask ? "asking whether it takes the guest's RAM" :
+				   "passing guest RAM", err);
+	}
+	if (!r && !ask)
+		v->vmm.welcome.blocks = ram->count;
+	return r;
+}
+
+int ferry_vmm_quiesce(struct ferry_guest *guest, struct ferry_error *err)
+{
+	struct ferry_vmm *v = ferry_vmm_of(guest);
+
+	if (!(v->vmm.welcome.has & FERRY_PROTO_HAS_QUIESCE))
+		return 0;
+	return ferry_vmm_ask_u32(v, FERRY_PROTO_QUIESCE, 1, "letting the devices go", err);
+}

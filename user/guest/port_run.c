@@ -14,6 +14,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "base/clock.h"
 #include "base/io.h"
 #include "base/log.h"
 #include "guest/json.h"
@@ -49,6 +50,7 @@ int ferry_vmm_pause(struct ferry_guest *guest, struct ferry_error *err)
 		if (r)
 			return r;
 	}
+	guest->stopped_ns = ferry_clock_ns();
 	/* Of a paused guest, too: it also ends what devices do. */
 	return ferry_vmm_ask(v, FERRY_PROTO_PAUSE, "pausing the guest", err);
 }

@@ -250,8 +250,8 @@ static int qemu_open(const struct ferry_guest_open_params *params, struct ferry_
 			  "ivshmem peer?)";
 	q->timeout_ms = params->timeout_ms;
 	q->pidfd = -1;
-	for (i = 0; i < params->n_peers && i < FERRY_GUEST_MAX_PEERS; i++)
-		q->peers.allowed[q->peers.n_allowed++] = params->peers[i];
+	for (i = 0; i < params->n_peers; i++)
+		ferry_peers_allow(&q->peers, params->peers[i]);
 	r = open_filled(q, params, err);
 	if (r) {
 		qemu_close(&q->guest);
@@ -277,6 +277,11 @@ static void qemu_announce(struct ferry_guest *guest)
 		ferry_log_debug("announcing the guest: %s", err.text);
 }
 
+static void qemu_allow(struct ferry_guest *guest, pid_t pid)
+{
+	ferry_peers_allow(&ferry_qemu_of(guest)->peers, pid);
+}
+
 static int qemu_check_views(struct ferry_guest *guest, struct ferry_error *err)
 {
 	return ferry_peers_check_views(&ferry_qemu_of(guest)->peers, err);
@@ -288,6 +293,8 @@ const struct ferry_guest_ops ferry_guest_qemu = {
 	.close = qemu_close,
 	.check = ferry_qemu_check,
 	.describe = ferry_qemu_describe,
+	.allow = qemu_allow,
+	.check_heir = ferry_qemu_check_heir,
 	.prepare = ferry_qemu_prepare,
 	.running = ferry_qemu_running,
 	.pause = ferry_qemu_pause,

@@ -95,6 +95,9 @@ struct ferry_qemu_memory {
 /** ferry_qemu_memory() - all RAM backends, each fit for migration. @list is freed by free(). */
 int ferry_qemu_memory(struct ferry_qemu *q, struct ferry_qemu_memory **list, unsigned int *count,
 		      struct ferry_error *err);
+/** ferry_qemu_memory_bool() - a property of a backend; off when it has none of that name. */
+int ferry_qemu_memory_bool(struct ferry_qemu *q, const char *id, const char *property, bool *on,
+			   struct ferry_error *err);
 /** ferry_qemu_verify() - be sure that our pid is QEMU's before anything is done to the process. */
 int ferry_qemu_verify(struct ferry_qemu *q, struct ferry_error *err);
 int ferry_qemu_describe(struct ferry_guest *guest, struct ferry_ram *ram,
@@ -126,6 +129,9 @@ int ferry_qemu_direct_io(struct ferry_guest *guest, char *why, size_t why_bytes,
 /** ferry_qemu_inmigrate() - Return: 0 when it waits for a migration; -EINVAL with what to do. */
 int ferry_qemu_inmigrate(struct ferry_qemu *q, struct ferry_error *err);
 int ferry_qemu_check(struct ferry_guest *guest, struct ferry_error *err);
+
+int ferry_qemu_check_heir(struct ferry_guest *guest, struct ferry_guest *old,
+			  struct ferry_error *err);
 
 /* qemu_fd.c: descriptors passed in */
 /** ferry_qemu_pass_fd() - Return: the number of @fd in QEMU, or -errno. */

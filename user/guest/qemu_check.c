@@ -5,6 +5,7 @@
  * move, other processes that write it, devices that pin it.
  */
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -125,4 +126,70 @@ int ferry_qemu_check(struct ferry_guest *guest, struct ferry_error *err)
 	if (!r)
 		r = ferry_qemu_blocks_check(q, err);
 	return r;
+}
+
+/* "pc-q35-7.2" of the QOM type "pc-q35-7.2-machine". */
+static int machine_type(struct ferry_qemu *q, char type[64], struct ferry_error *err)
+{
+	struct json_object *args = json_object_new_object(), *reply;
+	const char *word;
+	char *end;
+	int r;
+
+	json_object_object_add(args, "path", json_object_new_string("/machine"));
+	json_object_object_add(args, "property", json_object_new_string("type"));
+	r = ferry_qemu_command(q, "qom-get", args, -1, &reply, err);
+	if (r)
+		return r;
+	word = json_object_is_type(reply, json_type_string) ? json_object_get_string(reply) : "?";
+	snprintf(type, 64, "%s", word);
+	json_object_put(reply);
+	end = strstr(type, "-machine");
+	if (end)
+		*end = '\0';
+	return 0;
+}
+
+static int check_machine(struct ferry_qemu *q, struct ferry_qemu *old, struct ferry_error *err)
+{
+	char here[64], there[64];
+	int r = machine_type(q, here, err);
+
+	if (!r)
+		r = machine_type(old, there, err);
+	if (r || !strcmp(here, there))
+		return r;
+	return ferry_error_set(err, EINVAL, "the new QEMU (pid %d, %s) has machine type %s, the guest "
+			       "has %s: start the new one with -machine %s",
+			       (int)q->guest.pid, q->guest.version, here, there, there);
+}
+
+/* Filling RAM in advance reads and writes it, while the guest does. */
+static int check_prealloc(struct ferry_qemu *q, struct ferry_error *err)
+{
+	struct ferry_qemu_memory *list;
+	unsigned int i, n;
+	int r = ferry_qemu_memory(q, &list, &n, err);
+
+	if (r)
+		return r;
+	for (i = 0; i < n && !r; i++) {
+		bool on;
+
+		r = ferry_qemu_memory_bool(q, list[i].id, "prealloc", &on, err);
+		if (!r && on)
+			r = ferry_error_set(err, EINVAL, "guest RAM '%s' of the new QEMU (pid %d) has "
+					    "prealloc=on, which touches memory that the guest works "
+					    "in: start it without", list[i].id, (int)q->guest.pid);
+	}
+	free(list);
+	return r;
+}
+
+int ferry_qemu_check_heir(struct ferry_guest *guest, struct ferry_guest *old,
+			  struct ferry_error *err)
+{
+	int r = check_machine(ferry_qemu_of(guest), ferry_qemu_of(old), err);
+
+	return r ? r : check_prealloc(ferry_qemu_of(guest), err);
 }

@@ -72,8 +72,8 @@ static int get_text(struct ferry_qemu *q, const char *id, const char *property, 
 	return 0;
 }
 
-static int get_bool(struct ferry_qemu *q, const char *id, const char *property, bool *on,
-		    struct ferry_error *err)
+int ferry_qemu_memory_bool(struct ferry_qemu *q, const char *id, const char *property, bool *on,
+			   struct ferry_error *err)
 {
 	struct json_object *value;
 	int r = get_property(q, id, property, &value, err);
@@ -100,11 +100,11 @@ static int check_backend(struct ferry_qemu *q, struct ferry_qemu_memory *m, bool
 	if (!r && !share)
 		return refuse(m, EOPNOTSUPP, "it is private to QEMU (share=off)", err);
 	if (!r)
-		r = get_bool(q, m->id, "discard-data", &on, err);
+		r = ferry_qemu_memory_bool(q, m->id, "discard-data", &on, err);
 	if (!r && on)
 		return refuse(m, EOPNOTSUPP, "discard-data=on zeroes it when QEMU quits", err);
 	if (!r)
-		r = get_bool(q, m->id, "hugetlb", &on, err);
+		r = ferry_qemu_memory_bool(q, m->id, "hugetlb", &on, err);
 	if (!r && on)
 		return refuse(m, EOPNOTSUPP, "huge pages (hugetlb) are not supported yet", err);
 	if (!r)

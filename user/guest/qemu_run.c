@@ -62,6 +62,7 @@ int ferry_qemu_pause(struct ferry_guest *guest, struct ferry_error *err)
 		if (r)
 			return r;
 	}
+	guest->stopped_ns = ferry_clock_ns();
 	return running ? ferry_qemu_command(q, "stop", NULL, -1, NULL, err) : 0;
 }
 

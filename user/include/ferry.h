@@ -57,6 +57,7 @@ extern "C" {
 #define FERRY_PORT_PAGE_BYTES 4096
 
 struct ferry_port;
+struct ferry_port_ram;
 
 /**
  * struct ferry_port_ops - what the VMM does when the agent asks
@@ -98,6 +99,13 @@ struct ferry_port;
  *	two VMMs or that pins guest RAM (vhost ownership, DMA mappings), because another VMM
  *	takes over the same RAM; with @on 0: take it back. The library calls it with 0 before
  *	@resume and @run if need be
+ * @adopt: optional, of a port made with FERRY_PORT_INCOMING and without RAM: take over a block
+ *	of the guest's RAM from another VMM of this host, whose guest has been paused and its
+ *	devices let go: map @ram->fd shared as the other members of @ram say, readable and
+ *	writable, and set @ram->addr. Before @load, once for each block. Touch no byte of it
+ *	here, nor populate the mapping (MAP_POPULATE, mlock): what @load touches can be undone,
+ *	this could not. With @ram->fd -1: only say whether such a block would do, change nothing.
+ *	The descriptor is the library's; duplicate it to keep it
  *
  * Called in the thread that serves the port, one at a time; each may block (see above).
  * @ctx is what ferry_port_create() was given. Of a member (ferry_port_join()) none is
@@ -122,6 +130,8 @@ struct ferry_port_ops {
 	int (*dirty_sync)(void *ctx, const char *name, uint64_t *bitmap, uint64_t pages);
 	int (*throttle)(void *ctx, unsigned int percent);
 	int (*quiesce)(void *ctx, int on);
+
+	int (*adopt)(void *ctx, struct ferry_port_ram *ram);
 };
 
 /* Flags of ferry_port_create(). */

@@ -175,6 +175,9 @@ int port_load(struct ferry_port *port, const struct ferry_channel_message *in,
 	if (!port->incoming)
 		return port_say(port, EINVAL, "this VMM waits for no guest (it was not created "
 				"as incoming, or was loaded before)");
+	if (!port->n_blocks)
+		return port_say(port, EINVAL, "this VMM has no RAM: it waits for that of another "
+				"one (ferry cpr)");
 	r = check_file(port, in->fd, SEALS_STATE);
 	if (r)
 		return r;
@@ -349,5 +352,34 @@ int port_quiesce(struct ferry_port *port, const struct ferry_channel_message *in
 		r = plain(port->ops.quiesce(port->ctx, 1));
 	if (!r)
 		port->quiesced = true;
+	return r;
+}
+
+int port_adopt(struct ferry_port *port, const struct ferry_channel_message *in,
+	       struct ferry_channel_message *out)
+{
+	struct ferry_port_ram ram = { .struct_size = sizeof(ram) };
+	struct ferry_proto_ram told;
+	int r = ferry_proto_ram_decode(&told, in->body, in->head.length);
+
+	(void)out;
+	if (!r)
+		r = must_have(port, port->ops.adopt, "way to take over the RAM of another VMM");
+	if (!r && !port->incoming)
+		r = port_say(port, EINVAL, "this VMM waits for no guest");
+	if (r)
+		return r;
+	ram.name = told.name;
+	ram.fd = in->fd;
+	ram.fd_offset = told.fd_offset;
+	ram.bytes = told.bytes;
+	ram.page_bytes = told.page_bytes;
+	r = plain(port->ops.adopt(port->ctx, &ram));
+	/* Without the memory it was only a question. */
+	if (r || in->fd < 0)
+		return r;
+	pthread_mutex_lock(&port->lock);
+	r = port_add_block(port, &ram);
+	pthread_mutex_unlock(&port->lock);
 	return r;
 }

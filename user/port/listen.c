@@ -17,7 +17,7 @@
 
 static int may_listen(const struct ferry_port *port)
 {
-	if (!port->has_ops || !port->n_blocks)
+	if (!port->has_ops || (!port->n_blocks && !(port->ops.adopt && port->incoming)))
 		return -EINVAL;
 	return port->listen_fd >= 0 || port->joined ? -EALREADY : 0;
 }

@@ -73,7 +73,9 @@ static int copy_struct(void *to, size_t known, const void *from, size_t given, s
 static int take_ops(struct ferry_port *port, const struct ferry_port_ops *ops)
 {
 	struct ferry_port_ops *o = &port->ops;
-	int r = copy_struct(o, sizeof(*o), ops, ops->struct_size, sizeof(*ops));
+	/* Of library 1.0: what came later may be missing. */
+	int r = copy_struct(o, sizeof(*o), ops, ops->struct_size,
+			    offsetof(struct ferry_port_ops, adopt));
 
 	if (r)
 		return r;
@@ -179,14 +181,15 @@ static int check_ram(const struct ferry_port_ram *ram, uint64_t page)
 	return (uint64_t)st.st_size < ram->fd_offset + ram->bytes ? -EINVAL : 0;
 }
 
-static int add_block(struct ferry_port *port, const struct ferry_port_ram *ram, uint64_t page)
+int port_add_block(struct ferry_port *port, const struct ferry_port_ram *ram)
 {
+	uint64_t page = ram->page_bytes ? ram->page_bytes : FERRY_PROTO_PAGE_BYTES;
 	struct port_block *grown, *b;
+	int fd = check_ram(ram, page);
 	unsigned int i;
-	int fd;
 
-	if (port->attached || port->members)
-		return -EBUSY;
+	if (fd)
+		return fd;
 	for (i = 0; i < port->n_blocks; i++)
 		if (!strcmp(port->blocks[i].name, ram->name))
 			return -EEXIST;
@@ -213,17 +216,12 @@ static int add_block(struct ferry_port *port, const struct ferry_port_ram *ram, 
 int ferry_port_add_ram(struct ferry_port *port, const struct ferry_port_ram *ram)
 {
 	struct ferry_port_ram r;
-	uint64_t page;
 	int ret = copy_struct(&r, sizeof(r), ram, ram->struct_size, sizeof(*ram));
 
 	if (ret)
 		return ret;
-	page = r.page_bytes ? r.page_bytes : FERRY_PROTO_PAGE_BYTES;
-	ret = check_ram(&r, page);
-	if (ret)
-		return ret;
 	pthread_mutex_lock(&port->lock);
-	ret = add_block(port, &r, page);
+	ret = port->attached || port->members ? -EBUSY : port_add_block(port, &r);
 	pthread_mutex_unlock(&port->lock);
 	return ret;
 }

@@ -91,6 +91,9 @@ struct port_connection *port_connection_add(struct ferry_port *port, int fd,
 					    enum port_connection_kind kind);
 void port_connection_close(struct ferry_port *port, struct port_connection *c);
 
+/** port_add_block() - the block @ram, checked, its descriptor duplicated; lock is held. */
+int port_add_block(struct ferry_port *port, const struct ferry_port_ram *ram);
+
 /* listen.c */
 
 /** port_accept() - take a newcomer. Return: 0, -EAGAIN there is none, -errno. */
@@ -109,7 +112,7 @@ void port_attach(struct ferry_port *port, struct port_connection *c);
 typedef int port_handler(struct ferry_port *port, const struct ferry_channel_message *in,
 			 struct ferry_channel_message *out);
 port_handler port_state, port_check, port_pause, port_resume, port_save, port_load, port_run,
-	port_direct_io, port_log_start, port_log_sync, port_log_stop, port_throttle, port_quiesce;
+	port_adopt, port_direct_io, port_log_start, port_log_sync, port_log_stop, port_throttle, port_quiesce;
 
 /** port_say() - ferry_port_set_error() and the errno. Return: -@errnum. */
 int port_say(struct ferry_port *port, int errnum, const char *fmt, ...)

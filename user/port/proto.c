@@ -104,6 +104,7 @@ static const struct message_type types[] = {
 	[FERRY_PROTO_MEMBER_RAM] = { "MEMBER_RAM", RAM_MIN, RAM_MAX, 0, 0, 0, 0, 0 },
 	[FERRY_PROTO_JOIN] = { "JOIN", 0, 0, 0, 0, 0, 0, 0 },
 	[FERRY_PROTO_CHANNEL] = { "CHANNEL", 0, 0, 0, 0, 1, 1, 0 },
+	[FERRY_PROTO_ADOPT] = { "ADOPT", RAM_MIN, RAM_MAX, 0, 0, 0, 1, 0 },
 };
 
 static_assert(sizeof(types) / sizeof(types[0]) == FERRY_PROTO_TYPE_COUNT, "a row for each type");
@@ -274,7 +275,7 @@ int ferry_proto_welcome_decode(struct ferry_proto_welcome *w, const uint8_t *buf
 	if (kind_len > FERRY_PROTO_MAX_KIND || kind_len != len - sizeof(b))
 		return -EMSGSIZE;
 	if (le32toh(b.magic) != FERRY_PROTO_MAGIC || !is_version(w->version, w->min_version) ||
-	    (w->has & ~FERRY_PROTO_HAS_ALL) || !w->blocks ||
+	    (w->has & ~FERRY_PROTO_HAS_ALL) || !w->blocks != !!(w->has & FERRY_PROTO_HAS_ADOPT) ||
 	    w->blocks > FERRY_PROTO_MAX_BLOCKS || w->members > FERRY_PROTO_MAX_MEMBERS)
 		return -EPROTO;
 	memcpy(w->kind, buf + sizeof(b), kind_len);

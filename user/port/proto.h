@@ -56,6 +56,7 @@ enum ferry_proto_type {
 	FERRY_PROTO_MEMBER_RAM = 21, /* a member: struct ferry_proto_ram, one message a block */
 	FERRY_PROTO_JOIN = 22,	     /* a member: those were all */
 	FERRY_PROTO_CHANNEL = 23,    /* VMM to member, no reply: fd of an agent's channel */
+	FERRY_PROTO_ADOPT = 24,	     /* struct ferry_proto_ram, fd of the RAM; without: could it? */
 	FERRY_PROTO_TYPE_COUNT,
 };
 
@@ -93,7 +94,8 @@ struct ferry_proto_hello {
 #define FERRY_PROTO_HAS_THROTTLE (1u << 3)
 #define FERRY_PROTO_HAS_QUIESCE (1u << 4)
 #define FERRY_PROTO_IS_MEMBER (1u << 5) /* a channel to a member: RAM, USERFAULTFD, VIEW, RESET */
-#define FERRY_PROTO_HAS_ALL 0x3fu
+#define FERRY_PROTO_HAS_ADOPT (1u << 6) /* it has no RAM yet and takes that of another VMM */
+#define FERRY_PROTO_HAS_ALL 0x7fu
 
 /* Reply to HELLO. */
 struct ferry_proto_welcome {

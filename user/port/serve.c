@@ -118,6 +118,7 @@ static const struct {
 	[FERRY_PROTO_VIEW] = { port_view, true },
 	[FERRY_PROTO_RESET] = { port_reset, true },
 	[FERRY_PROTO_MEMBER] = { port_member, false },
+	[FERRY_PROTO_ADOPT] = { port_adopt, false },
 };
 
 static struct port_connection *agent(struct ferry_port *port)
@@ -183,6 +184,8 @@ static void welcome(struct ferry_port *port, struct ferry_channel_message *out)
 		w.has |= FERRY_PROTO_HAS_THROTTLE;
 	if (port->ops.quiesce)
 		w.has |= FERRY_PROTO_HAS_QUIESCE;
+	if (port->ops.adopt && port->incoming && !port->n_blocks)
+		w.has |= FERRY_PROTO_HAS_ADOPT;
 	out->head.length = (uint32_t)ferry_proto_welcome_encode(&w, out->body);
 }
 

@@ -15,6 +15,7 @@
 #include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <sys/signalfd.h>
 #include <sys/timerfd.h>
 #include <time.h>
@@ -142,6 +143,11 @@ static int port_throttle(void *ctx, unsigned int percent)
 	return timerfd_settime(vmm->timer, 0, percent ? &slice : &second, NULL) ? -errno : 0;
 }
 
+static int port_adopt(void *ctx, struct ferry_port_ram *ram)
+{
+	return ram_adopt(ctx, ram->name, ram->fd, ram->fd_offset, ram->bytes, &ram->addr);
+}
+
 static int open_port(struct vmm *vmm)
 {
 	struct ferry_port_ops ops = {
@@ -151,6 +157,7 @@ static int open_port(struct vmm *vmm)
 		.check = port_check, .direct_io = port_direct_io, .throttle = port_throttle,
 	};
 	unsigned int flags = vmm->opt.incoming ? FERRY_PORT_INCOMING : 0, i;
+	const char *given = getenv("FERRY_PORT_FD"); /* by ferry cpr --exec */
 	int r;
 
 	if (vmm->opt.log != LOG_NONE) {
@@ -159,8 +166,10 @@ static int open_port(struct vmm *vmm)
 		ops.dirty_sync = port_dirty_sync;
 		flags |= FERRY_PORT_LOG_PROCESS; /* nobody here writes guest RAM but KVM */
 	}
+	if (vmm->opt.adopt)
+		ops.adopt = port_adopt;
 	r = ferry_port_create(&ops, vmm, flags, &vmm->port);
-	for (i = 0; i < vmm->opt.blocks && !r; i++) {
+	for (i = 0; i < vmm->opt.blocks && !r && !vmm->opt.adopt; i++) {
 		char name[] = { 'r', 'a', 'm', (char)('0' + i), '\0' };
 		struct ferry_port_ram ram = {
 			.struct_size = sizeof(ram), .name = name, .fd = vmm->ram_fd[i],
@@ -170,7 +179,8 @@ static int open_port(struct vmm *vmm)
 		r = ferry_port_add_ram(vmm->port, &ram);
 	}
 	if (!r)
-		r = ferry_port_listen(vmm->port, vmm->opt.port);
+		r = given ? ferry_port_listen_fd(vmm->port, atoi(given)) :
+			    ferry_port_listen(vmm->port, vmm->opt.port);
 	if (!r)
 		r = ferry_port_start(vmm->port);
 	return r ? vmm_error(vmm, -r, "cannot serve --port %s: %m", vmm->opt.port) : 0;

@@ -25,6 +25,12 @@ static int create_block(struct vmm *vmm, unsigned int i)
 	void *host;
 	char path[4096];
 
+	if (vmm->opt.adopt) { /* only the place for it */
+		vmm->ram_fd[i] = -1;
+		host = mmap(NULL, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+		snprintf(path, sizeof(path), "a place for %llu bytes of RAM", (unsigned long long)bytes);
+		goto mapped;
+	}
 	if (vmm->opt.ram_file) {
 		snprintf(path, sizeof(path), i ? "%s.%u" : "%s", vmm->opt.ram_file, i);
 		vmm->ram_fd[i] = open(path, O_RDWR | O_CREAT | O_CLOEXEC |
@@ -37,11 +43,29 @@ static int create_block(struct vmm *vmm, unsigned int i)
 		return vmm_error(vmm, errno, "cannot make %s of %llu bytes: %m", path,
 				 (unsigned long long)bytes);
 	host = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, vmm->ram_fd[i], 0);
+mapped:
 	if (host == MAP_FAILED)
 		return vmm_error(vmm, errno, "cannot map %s: %m", path);
 	vmm->host.block[i].addr = (uint64_t)(uintptr_t)host;
 	vmm->host.block[i].pages = vmm->guest.block[i].pages = bytes / PAYLOAD_PAGE;
 	return 0;
+}
+
+/* The RAM of another ferry-vmm, in the place that was kept for it; -1: could it be? */
+int ram_adopt(struct vmm *vmm, const char *name, int fd, uint64_t offset, uint64_t bytes, void **addr)
+{
+	unsigned int i = (unsigned int)(name[3] - '0'); /* ram0, ram1, ... */
+
+	if (strlen(name) != 4 || i >= vmm->opt.blocks || bytes != vmm->opt.ram[i])
+		return vmm_error(vmm, EINVAL, "the guest has %s of %llu bytes, --ram says something else",
+				 name, (unsigned long long)bytes);
+	if (fd < 0)
+		return 0;
+	*addr = mmap((void *)(uintptr_t)vmm->host.block[i].addr, bytes, PROT_READ | PROT_WRITE,
+		     MAP_SHARED | MAP_FIXED, fd, (off_t)offset);
+	vmm->ram_fd[i] = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+	return *addr == MAP_FAILED || vmm->ram_fd[i] < 0 ?
+	       vmm_error(vmm, errno, "cannot map the guest's %s: %m", name) : 0;
 }
 
 int ram_create(struct vmm *vmm)

@@ -21,7 +21,7 @@ struct options {
 	uint64_t ram[PAYLOAD_MAX_BLOCKS], blocks, vcpus;	/* bytes; how many */
 	uint64_t working_set, fill;				/* bytes */
 	uint64_t dirty_rate, zero_percent;			/* pages a second, 0: all they can */
-	uint64_t pattern, threads, incoming, json;
+	uint64_t pattern, threads, incoming, adopt, json;
 	uint64_t log;
 };
 enum { LOG_NONE, LOG_KVM, LOG_RING };
@@ -93,6 +93,7 @@ uint64_t report_check(struct vmm *vmm);		/* all of RAM; how much of it is wrong 
 uint64_t report_end(struct vmm *vmm, uint64_t bad);	/* all that ever was wrong */
 
 int ram_create(struct vmm *vmm);
+int ram_adopt(struct vmm *vmm, const char *name, int fd, uint64_t offset, uint64_t bytes, void **addr);
 int ram_fill(struct vmm *vmm);			/* with what a guest finds when it starts */
 
 /* One thread a vCPU. The guest runs while nobody wants it paused. */

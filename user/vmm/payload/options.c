@@ -25,6 +25,8 @@ static const struct row {
 	{ "ram-file", "PATH", "RAM in files PATH, PATH.1, ..., not in memfds", .text = &opt.ram_file },
 	{ "port", "PATH", "be a guest that ferry can take, as port:PATH", .text = &opt.port },
 	{ "incoming", NULL, "wait for a guest to arrive at --port", .number = &opt.incoming },
+	{ "adopt", NULL, "the guest brings its RAM: wait for ferry cpr (with --incoming)",
+	  .number = &opt.adopt },
 	{ "tracker-log", "none|log|ring", "KVM's dirty log or rings for ferry's tracker port (none)",
 	  { "none", "log", "ring" }, .number = &opt.log },
 	{ "working-set", "SIZE", "how much RAM the guest writes (default a quarter)", .number = &opt.working_set },
@@ -138,6 +140,8 @@ struct options options_parse(int argc, char **argv)
 	}
 	if (optind < argc)
 		usage("it takes options only, not ", argv[optind], "");
+	if (opt.adopt && (!opt.incoming || opt.ram_file))
+		usage("--adopt goes with --incoming, and without --ram-file", "", "");
 	if (opt.incoming && !opt.port)
 		usage("--incoming needs --port PATH", "", "");
 	if (opt.load && (!opt.ram_file || opt.incoming))

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-#ifndef FERRY_DIRTY_UAPI_COMPAT_H
-#define FERRY_DIRTY_UAPI_COMPAT_H
+#ifndef FERRY_BASE_UAPI_COMPAT_H
+#define FERRY_BASE_UAPI_COMPAT_H
 
 /* What ferry uses of Linux 6.7's UAPI, where the installed headers are older (Debian 12). */
 #include <linux/fs.h>
@@ -24,6 +24,7 @@
 #ifndef PAGEMAP_SCAN
 #define PAGE_IS_WPALLOWED (1 << 0)
 #define PAGE_IS_WRITTEN (1 << 1)
+#define PAGE_IS_PRESENT (1 << 3)
 
 #define PM_SCAN_WP_MATCHING (1 << 0)
 #define PM_SCAN_CHECK_WPASYNC (1 << 1)
