@@ -3,7 +3,7 @@
 #
 # tables.sh [MOVES]: is the transition table of user/engine/state.c the model's?
 # MOVES is a file of "ROLE FROM TO" lines; without it, every MOVE(role, from, to) in the
-# text of switchover.pml. Nothing is left out: the model covers postcopy too.
+# text of switchover.pml and cpr.pml. Nothing is left out: the model covers postcopy too.
 # Exits 1 and prints the difference: "<" is legal in state.c only, ">" in the model only.
 
 here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
@@ -30,7 +30,7 @@ $CC -std=gnu11 -D_GNU_SOURCE -I"$root/user" -o "$tmp/table" "$tmp/table.c" \
 if [ $# -gt 0 ]; then
 	LC_ALL=C sort -u "$1" >"$tmp/model" || exit 1
 else
-	grep -Eo 'MOVE\([a-z_]+, [a-z_]+, [a-z_]+\)' "$here/switchover.pml" |
+	grep -hEo 'MOVE\([a-z_]+, [a-z_]+, [a-z_]+\)' "$here/switchover.pml" "$here/cpr.pml" |
 		sed -E 's/MOVE\(([a-z_]+), ([a-z_]+), ([a-z_]+)\)/\1 \2 \3/' |
 		grep -v '^role from to$' | tr _ - | LC_ALL=C sort -u >"$tmp/model"
 fi

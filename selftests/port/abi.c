@@ -23,6 +23,7 @@ AT(ferry_port_ops, dirty_stop, 96);
 AT(ferry_port_ops, dirty_sync, 104);
 AT(ferry_port_ops, throttle, 112);
 AT(ferry_port_ops, quiesce, 120);
+AT(ferry_port_ops, adopt, 128);
 
 AT(ferry_port_ram, struct_size, 0);
 AT(ferry_port_ram, name, 8);

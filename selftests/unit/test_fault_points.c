@@ -156,7 +156,8 @@ static void the_list(void **state)
 		struct ferry_error err;
 
 		assert_int_equal(sscanf(line, "%63s %31s", stage, role), 2);
-		assert_true(!strcmp(role, "source") || !strcmp(role, "destination"));
+		assert_true(!strcmp(role, "source") || !strcmp(role, "destination") ||
+			    !strcmp(role, "cpr"));
 		snprintf(spec, sizeof(spec), "%s:fail", stage);
 		assert_int_equal(init(spec, NULL, 0, &err), 0);
 		assert_int_equal(ferry_fault_point(stage, &err), -ECANCELED);

@@ -196,8 +196,12 @@ static void create_checks_ops(void **state)
 	BAD(dirty_start, no_int);
 	BAD(dirty_stop, no_void);
 	BAD(dirty_sync, no_sync);
-	BAD(struct_size, sizeof(ops) - 1);
+	BAD(struct_size, offsetof(struct ferry_port_ops, adopt) - 1);
 #undef BAD
+	/* Of a program compiled against the first version. */
+	ops = good_ops;
+	ops.struct_size = offsetof(struct ferry_port_ops, adopt);
+	assert_int_equal(create(&ops, 0), 0);
 	memset(kind, 'k', sizeof(kind));
 	kind[63] = 0;
 	ops = good_ops;

@@ -95,6 +95,7 @@ static void bounds_of_each_type(void **state)
 		{ FERRY_PROTO_MEMBER_RAM, 33, 159, 0, 0, 0, 0, 0 },
 		{ FERRY_PROTO_JOIN, 0, 0, 0, 0, 0, 0, 0 },
 		{ FERRY_PROTO_CHANNEL, 0, 0, 0, 0, 1, 1, 0 },
+		{ FERRY_PROTO_ADOPT, 33, 159, 0, 0, 0, 1, 0 },
 	};
 	size_t i;
 
@@ -190,7 +191,15 @@ static void welcome_round_trip(void **state)
 	assert_int_equal(ferry_proto_welcome_decode(
 		&back, buf, ferry_proto_welcome_encode(&w, buf)), -EPROTO);
 	w.members = 0;
-	w.has = 0x40;
+	/* Who takes over RAM has none yet. */
+	w.has = FERRY_PROTO_HAS_ADOPT;
+	assert_int_equal(ferry_proto_welcome_decode(
+		&back, buf, ferry_proto_welcome_encode(&w, buf)), -EPROTO);
+	w.blocks = 0;
+	assert_int_equal(ferry_proto_welcome_decode(
+		&back, buf, ferry_proto_welcome_encode(&w, buf)), 0);
+	w.blocks = 1;
+	w.has = 0x80;
 	assert_int_equal(ferry_proto_welcome_decode(
 		&back, buf, ferry_proto_welcome_encode(&w, buf)), -EPROTO);
 	/* A member has no kind, a VMM has one. */

@@ -36,6 +36,9 @@ static void names(void **state)
 	assert_int_equal(ferry_state_parse(""), -EINVAL);
 	assert_int_equal(ferry_state_parse("Active"), -EINVAL);
 	assert_string_equal(ferry_role_name(SOURCE), "source");
+	assert_string_equal(ferry_role_name(FERRY_ROLE_CPR), "cpr");
+	assert_int_equal(ferry_role_parse("destination"), DESTINATION);
+	assert_int_equal(ferry_role_parse("neither"), -22);
 	assert_string_equal(ferry_role_name(DESTINATION), "destination");
 	assert_string_equal(ferry_role_name(FERRY_ROLE_COUNT), "invalid");
 }
@@ -132,7 +135,7 @@ static void printed(void **state)
 		char r[16], a[32], b[32];
 
 		assert_int_equal(sscanf(line, "%15s %31s %31s", r, a, b), 3);
-		role = strcmp(r, "source") ? DESTINATION : SOURCE;
+		role = (enum ferry_role)ferry_role_parse(r);
 		assert_true(ferry_state_legal(role, (enum ferry_state)ferry_state_parse(a),
 					      (enum ferry_state)ferry_state_parse(b)));
 		lines++;
