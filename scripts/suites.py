@@ -40,7 +40,8 @@ E2E_PART = {
     'postcopy': ['moves', 'by_command', 'discard-fail', 'package-kill', 'cancelled_while',
                  'lacks-kill', 'start-kill', 'under_way/recv', 'link_cut'],
     'postcopy_recover': ['paused_by', 'another_address', 'answered-worker', 'told-worker',
-                         'under_way', 'run-accepted', 'commit-send', 'load-recv'],
+                         'under_way', 'run-accepted', 'commit-send', 'load-recv', 'destination-dead',
+                         'spill_errors', 'released'],
     'faults': ['kill_', 'the_table_has_every_stage', 'cut_link_for_a_moment',
                'cut_link/bulk', 'cut_link/commit', 'fail/package', 'fail/run'],
 }

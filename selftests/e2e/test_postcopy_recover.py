@@ -24,13 +24,14 @@ class Move:
     """A migration of a guest of ferry-vmm that is in postcopy-active."""
 
     def __init__(self, lab, send=None, recv=None, side=None, timeout=10, args=SLOWLY, qemu=False,
-                 running=True, shape=()):
+                 running=True, shape=(), target=()):
         self.lab = lab
         if qemu:
             self.guest = lab.boot(append="ferry.dirty=16 ferry.pause_ms=10")
         else:
             self.guest = lab.guest(*shape)
-        self.source, self.target = self.guest.qemu, lab.destination()
+        self.source = self.guest.qemu
+        self.target = lab.destination() if qemu else lab.destination("vm2", *target)
         self.timeout = timeout
         self.recv = lab.ferry("recv", self.target.uri, "tcp:127.0.0.1:0", "--timeout", timeout,
                               fault=recv, side=recv and side)
@@ -65,6 +66,13 @@ class Move:
             self.lab.run("recover", self.source.id)
             return False
         wait_until(again, 20, "it goes on")
+
+    def recover_by_answer(self):
+        """The source learns that nothing is missing any more."""
+        if self.send.process.poll() is not None:
+            self.send = self.lab.ferry("recover", self.source.id, "--timeout", 20)
+        else:
+            self.lab.run("recover", self.source.id)
 
     def full_speed(self):
         self.lab.run("set", self.source.id, "max-bandwidth=0")
@@ -275,6 +283,124 @@ def die_under_way(lab, end, qemu):
             move.recover()
         again.wait_state("postcopy-active", 20)
     move.completed()
+
+
+def spilled(lab, move, path):
+    run = lab.run("spill", move.source.id, path)
+    run.check_code(0)
+    check("pages that the destination may lack are in" in run.stdout, "it says: %s", run.stdout)
+    return path
+
+
+@test(cases={"destination-lives": (False, False), "destination-dead": (True, False),
+             "source-dead": (False, True)})
+@in_vmm
+def finished_from_a_file(lab, destination_dead, source_dead):
+    """The source's host is about to go: what is missing goes through a file."""
+    move = Move(lab, timeout=5)
+    path = spilled(lab, move, os.path.join(lab.dir, "rest"))
+    move.recv.wait_state("postcopy-paused")
+    if source_dead:
+        move.source.kill()
+        move.kill_all(move.send)
+    target = move.target.id + "-in"
+    if destination_dead:
+        move.kill_all(move.recv)
+        move.recv = lab.ferry("recover", target, "file:" + path, "--timeout", 5)
+    else:
+        run = lab.run("recover", target, "file:" + path)
+        run.check_code(0)
+        check("the guest has all of its memory" in run.stdout, "it says: %s", run.stdout)
+    move.recv.wait_state("completed")
+    check_equal(move.target.check_ram(), 0, "bad pages")
+    if source_dead:
+        lab.run("cancel", target)  # nobody will say ACK
+        move.recv.finish().check_code(0)
+        move.guest.moved(move.target)
+        move.guest.check_good()
+        return
+    move.recover_by_answer()
+    move.completed()
+
+
+@test()
+@in_vmm
+def spill_errors(lab):
+    move = Move(lab, timeout=5)
+    source, target = move.source.id, move.target.id + "-in"
+    path = os.path.join(lab.dir, "rest")
+    for args, code, words in (
+            (("spill", target, path), 1, "is the destination: the source spills pages"),
+            (("recover", source, "file:" + path), 1, "is the source: the destination takes pages"),
+            (("recover", target, "file:" + path), 1, "has no pages to take in from a file in state "
+             "postcopy-active"),
+            (("spill", source, lab.dir), 1, "is a folder"),
+            (("spill", source, "/nowhere/at/all"), 1, "No such file or directory"),
+            (("spill", "nobody", path), 1, "no process serves nobody")):
+        run = lab.run(*args)
+        run.check_code(code)
+        check(words in run.stderr, "%s says: %s", args, run.stderr)
+    move.recv.wait_state("postcopy-paused")
+    spilled(lab, move, path)
+    with open(path, "r+b") as file:  # pages begin at the first MiB
+        at = os.lseek(file.fileno(), 1 << 20, os.SEEK_DATA)
+        old = os.pread(file.fileno(), 8, at)
+        os.pwrite(file.fileno(), bytes(b ^ 1 for b in old), at)
+    for damaged, words in ((path, "does not hold"), (__file__, "no snapshot"),
+                           (path + "x", "No such file")):
+        run = lab.run("recover", target, "file:" + damaged)
+        run.check_code(1)
+        check(words in run.stderr, "%s: it says: %s", damaged, run.stderr)
+    # The pages that were good stay; the rest comes over the line after all.
+    move.recover()
+    move.completed()
+
+
+@test()
+@in_vmm
+def spilled_by_itself(lab):
+    """--spill: the link breaks, and the pages are in a file without anybody's doing."""
+    move = Move(lab, timeout=2, args=SLOWLY + ("--spill", lab.dir))
+    path = os.path.join(lab.dir, move.source.id + ".spill")
+    move.kill_all(move.recv)  # nobody listens any more
+    move.send.wait_state("postcopy-paused")
+    wait_until(lambda: os.path.exists(path), 15, "the pages are spilled")
+    move.recv = lab.ferry("recover", move.target.id + "-in", "file:" + path, "--timeout", 20)
+    move.recv.wait_state("completed")
+    move.recover_by_answer()
+    move.completed()
+
+
+@test()
+@in_vmm
+def released(lab):
+    """--release-ram: the source's memory goes as it is sent."""
+    move = Move(lab, args=("--postcopy", "now", "--max-bandwidth", "24M", "--release-ram"),
+                shape=("--fill", "90M", "--ram", "96M,4M"), target=("--ram", "96M,4M"))
+    most = move.source.allocated()
+    wait_until(lambda: move.source.allocated() < most - (40 << 20), 20, "memory is given back")
+    move.completed()
+
+
+@test()
+@in_vmm
+def released_and_cut(lab):
+    """What was under way then is lost, and it says so; nobody gets zeros instead."""
+    move = Move(lab, timeout=2, args=("--postcopy", "now", "--max-bandwidth", "24M",
+                                      "--release-ram"),
+                shape=("--fill", "90M", "--ram", "96M,4M"), target=("--ram", "96M,4M"))
+    most = move.source.allocated()
+    wait_until(lambda: move.source.allocated() < most - (20 << 20), 20, "memory is given back")
+    lab.run("pause", move.source.id).check_code(0)
+    move.send.finish(20).check_code(3)
+    check("is gone here" in move.send.result["advice"], "advice: %s", move.send.result["advice"])
+    move.send = lab.ferry("recover", move.source.id, "--timeout", 1)
+    move.send.finish(20).check_code(3)
+    check_equal(move.recv.states()[-1], "postcopy-paused", "the destination's state")
+    check_equal(move.target.ask()["errors"], 0, "errors of the guest")
+    move.kill_all(move.recv)
+    move.source.kill()
+    move.target.kill()
 
 
 @test()

@@ -155,8 +155,13 @@ static void refused(void **state)
 		  "with postcopy it comes after: leave one of them out (--checksum goes with "
 		  "both)" },
 		{ "--checksum=yes", "--checksum takes no value" },
-		{ "--release-ram", "--release-ram: this option belongs to a mode that is not built "
-				   "yet; this version does precopy" },
+		{ "--release-ram --keep-source",
+		  "--release-ram frees the guest's memory here as it is sent, so neither --keep-source "
+		  "nor --spill go with it" },
+		{ "--release-ram --spill /tmp",
+		  "--release-ram frees the guest's memory here as it is sent, so neither --keep-source "
+		  "nor --spill go with it" },
+		{ "--spill here", "--spill here: it takes the full path of a folder" },
 		{ "--fast", "ferry send does not know --fast; 'ferry send --help' shows what it "
 			    "takes" },
 		{ "--fast=1", "ferry send does not know --fast=1; 'ferry send --help' shows what it "

@@ -9,6 +9,7 @@
 #include "agent/guardian.h"
 #include "agent/runtime.h"
 #include "agent/store.h"
+#include "agent/task.h"
 #include "base/log.h"
 #include "xport/uri.h"
 
@@ -48,21 +49,36 @@ static int recover_living(const struct ferry_args *args, struct ferry_error *err
 	return r;
 }
 
+/* The pages come from a file. Return: as recover_living(). */
+static int recover_file(const struct ferry_args *args, const char *path, struct ferry_error *err)
+{
+	uint64_t pages = 0;
+	int r = ferry_task_request(args->operands[0], "fill", path, &pages, err);
+
+	if (!r && !args->quiet)
+		printf("%s: %llu pages were taken in from %s; the guest has all of its memory\n",
+		       args->operands[0], (unsigned long long)pages, path);
+	return r;
+}
+
 int ferry_command_recover(const struct ferry_args *args)
 {
 	struct ferry_worker_params params = { .options = args->job, .recover = true };
+	const char *path = NULL;
 	struct ferry_error err = { 0 };
 	struct ferry_uri uri;
 	int r;
 
+	if (args->count > 1 && !strncmp(args->operands[1], "file:", 5))
+		path = args->operands[1] + 5;
 	r = ferry_runtime_check_id(args->operands[0], &err);
-	if (!r && args->count > 1)
+	if (!r && args->count > 1 && !path)
 		r = ferry_uri_parse(args->operands[1], &uri, &err);
 	if (r) {
 		ferry_log_error("%s", err.text);
 		return FERRY_EXIT_USAGE;
 	}
-	r = recover_living(args, &err);
+	r = path ? recover_file(args, path, &err) : recover_living(args, &err);
 	if (!r)
 		return FERRY_EXIT_DONE;
 	if (r != -ECONNREFUSED) {
@@ -83,7 +99,9 @@ int ferry_command_recover(const struct ferry_args *args)
 		ferry_log_error("%s", err.text);
 		return FERRY_EXIT_FAILED;
 	}
-	if (args->count > 1)
+	if (path)
+		snprintf(params.options.fill_path, sizeof(params.options.fill_path), "%s", path);
+	else if (args->count > 1)
 		ferry_uri_format(&uri, params.record.uri);
 	params.record.timeout_ms = args->job.timeout_ms;
 	params.report.style = ferry_report_choose(args->json, args->quiet);

@@ -19,6 +19,7 @@ int ferry_command_send(const struct ferry_args *args)
 	params.record.keep_source = args->job.keep_source;
 	params.record.codec = args->job.codec;
 	params.record.checksum = args->job.checksum;
+	params.record.release_ram = args->job.release_ram;
 	params.record.epoch = 1;
 	if (ferry_uuid_make(params.record.uuid)) {
 		ferry_log_error("no random numbers for the migration's uuid");

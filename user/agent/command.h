@@ -23,6 +23,7 @@ int ferry_command_cancel(const struct ferry_args *args);
 int ferry_command_continue(const struct ferry_args *args);
 int ferry_command_postcopy(const struct ferry_args *args);
 int ferry_command_pause(const struct ferry_args *args);
+int ferry_command_spill(const struct ferry_args *args);
 int ferry_command_set(const struct ferry_args *args);
 int ferry_command_recover(const struct ferry_args *args);
 int ferry_command_resume(const struct ferry_args *args);

@@ -135,6 +135,34 @@ static struct json_object *control_job_status(struct ferry_job *job)
 	return control_return(ferry_control_status(&record, ferry_job_state(job), &stats, true));
 }
 
+/* How what was asked for by "spill" or "fill" is getting on. */
+static struct json_object *control_task(struct ferry_job *job)
+{
+	struct json_object *o = json_object_new_object();
+	struct ferry_task task;
+
+	ferry_task_now(job, &task);
+	json_object_object_add(o, "state", json_object_new_string(ferry_task_state_name(task.state)));
+	json_object_object_add(o, "pages", json_object_new_uint64(task.pages));
+	json_object_object_add(o, "error", task.err.text[0] ?
+			       json_object_new_string(task.err.text) : NULL);
+	return control_return(o);
+}
+
+static int control_ask_task(struct ferry_job *job, const char *command, const char *path,
+			    struct ferry_error *err)
+{
+	bool source = job->record.role == FERRY_ROLE_SOURCE;
+
+	if (!path)
+		return ferry_error_set(err, EINVAL, "%s takes a path", command);
+	if (source != !strcmp(command, "spill"))
+		return ferry_error_set(err, EINVAL, source ? "%s is the source: the destination takes "
+				       "pages in from a file" : "%s is the destination: the source "
+				       "spills pages, type it there", job->record.id);
+	return ferry_task_ask(job, path, err);
+}
+
 struct json_object *ferry_control_reply(struct ferry_job *job, const char *line)
 {
 	struct json_object *request = json_tokener_parse(line), *reply;
@@ -155,6 +183,11 @@ struct json_object *ferry_control_reply(struct ferry_job *job, const char *line)
 		r = ferry_job_go_on(job, &err);
 	} else if (!strcmp(command, "postcopy")) {
 		r = ferry_job_postcopy(job, &err);
+	} else if (!strcmp(command, "task")) {
+		json_object_put(request);
+		return control_task(job);
+	} else if (!strcmp(command, "spill") || !strcmp(command, "fill")) {
+		r = control_ask_task(job, command, control_text(request, "path"), &err);
 	} else if (!strcmp(command, "pause")) {
 		r = ferry_job_pause(job, &err);
 	} else if (!strcmp(command, "recover")) {

@@ -10,6 +10,9 @@
  *   {"command":"status"}                            -> {"return":{…the object status --json prints…}}
  *   {"command":"cancel"} {"command":"continue"}     -> {"return":{}}
  *   {"command":"set","key":KEY,"value":VALUE}       -> {"return":{}}
+ *   {"command":"spill","path":FILE}                 -> {"return":{}}, then "task" until it is done
+ *   {"command":"fill","path":FILE}                  -> the same, at the destination
+ *   {"command":"task"}                              -> {"return":{"state":…,"pages":N,"error":…}}
  *   whatever fails                                  -> {"error":TEXT,"errno":N}
  */
 #define FERRY_CONTROL_MAX_LINE 4096

@@ -127,6 +127,15 @@ static int set_compress(struct ferry_args *a, const char *value, struct ferry_er
 	return ferry_error_set(err, EINVAL, "--compress %s: there are none, zstd and lz4", value);
 }
 
+static int set_spill(struct ferry_args *a, const char *value, struct ferry_error *err)
+{
+	if (*value != '/' || strlen(value) >= sizeof(a->job.spill_dir))
+		return ferry_error_set(err, EINVAL, "--spill %s: it takes the full path of a folder",
+				       value);
+	snprintf(a->job.spill_dir, sizeof(a->job.spill_dir), "%s", value);
+	return 0;
+}
+
 static int set_id(struct ferry_args *a, const char *value, struct ferry_error *err)
 {
 	(void)err;
@@ -153,6 +162,7 @@ FLAG(set_direct, job.direct)
 FLAG(set_record, job.record)
 FLAG(set_lazy, job.lazy)
 FLAG(set_no_verify, job.no_verify)
+FLAG(set_release, job.release_ram)
 FLAG(set_json, json)
 FLAG(set_quiet, quiet)
 FLAG(set_force_source, force_source)
@@ -166,15 +176,6 @@ static int set_to(struct ferry_args *a, const char *value, struct ferry_error *e
 	(void)err;
 	a->to = value;
 	return 0;
-}
-
-static int set_not_yet(struct ferry_args *a, const char *value, struct ferry_error *err)
-{
-	(void)a;
-	(void)value;
-	return ferry_error_set(err, EINVAL,
-			       "this option belongs to a mode that is not built yet; this version "
-			       "does precopy");
 }
 
 #define TAKES_FILE (FERRY_TAKES_SAVE | FERRY_TAKES_RESTORE | FERRY_TAKES_INSPECT)
@@ -200,7 +201,6 @@ static const struct option_spec option_specs[] = {
 	{ "--checksum", NULL, FERRY_TAKES_SEND, "of every run of pages on the wire", set_checksum },
 	{ "--postcopy", "WHEN", FERRY_TAKES_SEND, "now, after=ROUNDS or on-stall (never)",
 	  set_postcopy },
-	{ "--release-ram", NULL, FERRY_TAKES_SEND, "not built yet", set_not_yet },
 	{ "--live", NULL, FERRY_TAKES_SAVE, "the guest runs while its memory is written", set_live },
 	{ "--direct", NULL, FERRY_TAKES_SAVE, "write past the page cache", set_direct },
 	{ "--record", NULL, FERRY_TAKES_SAVE, "with --live: also in which order pages are touched",
@@ -212,6 +212,10 @@ static const struct option_spec option_specs[] = {
 	{ "--to", "GUEST", FERRY_TAKES_CPR, "the new VMM, started to wait for a guest, with the same RAM",
 	  set_to },
 	{ "--exec", NULL, FERRY_TAKES_CPR, "start the new VMM by the command after --", set_exec },
+	{ "--release-ram", NULL, FERRY_TAKES_SEND,
+	  "postcopy: free memory here as it is sent; no recovery", set_release },
+	{ "--spill", "DIR", FERRY_TAKES_SEND, "postcopy: write unsent pages there if the link breaks",
+	  set_spill },
 	{ "--force-source", NULL, FERRY_TAKES_FORCE,
 	  "the destination is gone for good: run the guest here", set_force_source },
 	{ "--force-destination", NULL, FERRY_TAKES_FORCE,
@@ -258,12 +262,7 @@ static int option_take(const char *command, unsigned int takes, int argc, char *
 	} else if (eq) {
 		return ferry_error_set(err, EINVAL, "%s takes no value", spec->name);
 	}
-	if (spec->set(args, value, err)) {
-		if (spec->set == set_not_yet)
-			ferry_error_prefix(err, "%s", spec->name);
-		return -EINVAL;
-	}
-	return 0;
+	return spec->set(args, value, err) ? -EINVAL : 0;
 }
 
 int ferry_options_parse(const char *command, unsigned int takes, int argc, char **argv,
@@ -304,6 +303,9 @@ int ferry_options_parse(const char *command, unsigned int takes, int argc, char 
 	if (args->job.record && !args->job.live)
 		return ferry_error_set(err, EINVAL, "--record goes with --live: what the guest touches "
 				       "is only seen while it runs");
+	if (args->job.release_ram && (args->job.keep_source || args->job.spill_dir[0]))
+		return ferry_error_set(err, EINVAL, "--release-ram frees the guest's memory here as it "
+				       "is sent, so neither --keep-source nor --spill go with it");
 	return 0;
 }
 
@@ -315,7 +317,7 @@ void ferry_options_print(unsigned int takes)
 		const struct option_spec *s = &option_specs[i];
 		char left[64];
 
-		if (!(s->takes & (takes | FERRY_TAKES_ALL)) || s->set == set_not_yet)
+		if (!(s->takes & (takes | FERRY_TAKES_ALL)))
 			continue;
 		snprintf(left, sizeof(left), "%s %s", s->name, s->value ? s->value : "");
 		printf("  %-28s %s\n", left, s->help);

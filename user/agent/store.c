@@ -105,6 +105,7 @@ static struct json_object *store_encode(const struct ferry_record *r)
 	put_bool(o, "guest_paused", r->guest_paused);
 	put_bool(o, "keep_source", r->keep_source);
 	put_bool(o, "postcopy", r->postcopy);
+	put_bool(o, "release_ram", r->release_ram);
 	put_u64(o, "codec", r->codec);
 	put_bool(o, "checksum", r->checksum);
 	put_u64(o, "timeout_ms", r->timeout_ms);
@@ -306,6 +307,7 @@ static int store_decode(struct json_object *o, struct ferry_record *r)
 	r->guest_paused = get_bool(o, "guest_paused");
 	r->keep_source = get_bool(o, "keep_source");
 	r->postcopy = get_bool(o, "postcopy");
+	r->release_ram = get_bool(o, "release_ram");
 	r->codec = (uint8_t)get_u64(o, "codec");
 	r->checksum = get_bool(o, "checksum");
 	r->timeout_ms = (uint32_t)get_u64(o, "timeout_ms");

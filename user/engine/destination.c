@@ -34,6 +34,7 @@
 #include "base/log.h"
 #include "engine/fault_points.h"
 #include "engine/open.h"
+#include "engine/spill.h"
 #include "xport/sock.h"
 
 /*
@@ -189,6 +190,26 @@ static int destination_placed(struct ferry_destination *d)
 	return r;
 }
 
+/* Pages come from a file instead, if a person says so. */
+static void destination_fill(struct ferry_destination *d)
+{
+	struct ferry_error err = { 0 };
+	char path[FERRY_TASK_PATH];
+	uint64_t pages, missing;
+	int r;
+
+	if (!ferry_task_take(d->job, path))
+		return;
+	r = ferry_spill_read(&d->incoming, path, &pages, &err);
+	missing = ferry_incoming_missing(&d->incoming);
+	if (!r && missing)
+		r = ferry_error_set(&err, ENODATA, "%llu pages that the guest lacks are not in it",
+				    (unsigned long long)missing);
+	if (r)
+		ferry_log_error("%s: %s", path, err.text);
+	ferry_task_end(d->job, pages, r ? &err : NULL);
+}
+
 /* One event. Return: 0; -ECONNRESET the main channel is lost; -ETIMEDOUT; -errno the end. */
 static int destination_step(struct ferry_destination *d, struct ferry_error *err)
 {
@@ -204,6 +225,7 @@ static int destination_step(struct ferry_destination *d, struct ferry_error *err
 		if (destination_is_whole(d))
 			return destination_placed(d);
 		ferry_destination_relisten(d);
+		destination_fill(d);
 		r = 0;
 		if (!ferry_job_cancelled(d->job))
 			return ferry_destination_complains(d, err);
@@ -519,6 +541,10 @@ void ferry_destination_recover(struct ferry_job *job, struct ferry_outcome *out)
 		d.guest = NULL;
 	}
 	d.heard_ns = ferry_clock_ns();
+	/* As if it were asked for now; destination_step() looks when it is woken. */
+	if (job->options.fill_path[0] && d.adopted &&
+	    !ferry_task_ask(job, job->options.fill_path, &err))
+		destination_interrupt(&d);
 	/* Accepted, and maybe started: starting it again is harmless. */
 	if (job->record.phase == FERRY_PHASE_RUN_ACCEPTED && !d.adopted &&
 	    ferry_destination_start(&d, &err))

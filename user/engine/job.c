@@ -365,7 +365,8 @@ void ferry_job_wait(struct ferry_job *job, uint64_t deadline_ns)
 	};
 
 	pthread_mutex_lock(&job->lock);
-	if (!job->cancel && !job->go_on && !job->retry && !job->leave)
+	if (!job->cancel && !job->go_on && !job->retry && !job->leave &&
+	    job->task.state != FERRY_TASK_ASKED)
 		pthread_cond_timedwait(&job->changed, &job->lock, &ts);
 	pthread_mutex_unlock(&job->lock);
 }

@@ -9,6 +9,7 @@
 #include "base/error.h"
 #include "engine/record.h"
 #include "engine/stats.h"
+#include "engine/task.h"
 #include "xport/rate.h"
 
 /*
@@ -56,6 +57,9 @@ struct ferry_job_options {
 	/* restore */
 	bool lazy;	/* the guest runs before all is read */
 	bool no_verify; /* do not compare checksums of pages */
+	bool release_ram; /* postcopy: give memory back at the source as it is sent */
+	char spill_dir[FERRY_TASK_PATH];  /* postcopy: where to spill when the link breaks; "" no */
+	char fill_path[FERRY_TASK_PATH]; /* recover: take pages in from this file first; "" no */
 };
 
 /* Where the guest is after it all. */
@@ -116,6 +120,7 @@ struct ferry_job {
 	char retry_uri[FERRY_SPEC_MAX]; /* and where to connect or listen; "" as before */
 	bool leave;	/* postcopy-paused: end the process, leave all as it is */
 	bool hold;	/* a person cut the link: it stays so until retry */
+	struct ferry_task task;
 	struct ferry_progress progress;
 	struct ferry_stats stats;
 	struct ferry_record shown; /* the record as last saved, without undo */

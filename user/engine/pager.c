@@ -27,6 +27,7 @@
 #include "base/clock.h"
 #include "base/io.h"
 #include "base/log.h"
+#include "engine/spill.h"
 #include "ram/sparse.h"
 
 /* A packet's worth: taken from "left" in one go. */
@@ -55,15 +56,17 @@ int ferry_pager_init(struct ferry_pager *p, struct ferry_job *job, const struct 
 	p->fault_fd = -1;
 	p->hint = PAGER_NO_HINT;
 	r = ferry_bitmap_init(&p->left, ram);
-	if (r)
-		return ferry_error_set(err, -r, "no memory for the map of pages to be sent");
-	r = ferry_bitmap_init(&p->placed, ram);
-	if (r) {
-		ferry_bitmap_free(&p->left);
-		return ferry_error_set(err, -r, "no memory for the map of pages to be sent");
-	}
+	if (!r)
+		r = ferry_bitmap_init(&p->placed, ram);
+	if (!r)
+		r = ferry_bitmap_init(&p->unsure, ram);
+	if (!r && job->record.release_ram)
+		r = ferry_release_init(&p->release, ram);
 	p->ready = true;
-	return 0;
+	if (!r)
+		return 0;
+	ferry_pager_free(p);
+	return ferry_error_set(err, -r, "no memory for the map of pages to be sent");
 }
 
 void ferry_pager_free(struct ferry_pager *p)
@@ -73,6 +76,8 @@ void ferry_pager_free(struct ferry_pager *p)
 	ferry_pager_hang_up(p);
 	ferry_bitmap_free(&p->left);
 	ferry_bitmap_free(&p->placed);
+	ferry_bitmap_free(&p->unsure);
+	ferry_release_free(&p->release);
 	p->ready = false;
 }
 
@@ -156,6 +161,15 @@ void ferry_pager_hang_up(struct ferry_pager *p)
 	ferry_io_close(&p->fault_fd);
 }
 
+/* All that is left is known: what is sent of it from now on may get lost. */
+static void settle_left(struct ferry_pager *p)
+{
+	p->left_pages = p->total_pages = ferry_bitmap_count(&p->left);
+	ferry_bitmap_zero(&p->unsure);
+	ferry_bitmap_or(&p->unsure, &p->left);
+	p->knows = true;
+}
+
 int ferry_pager_left(struct ferry_pager *p, struct ferry_copy *copy, struct ferry_error *err)
 {
 	unsigned int i;
@@ -183,7 +197,7 @@ int ferry_pager_left(struct ferry_pager *p, struct ferry_copy *copy, struct ferr
 	ferry_bitmap_or(&p->left, &p->placed);
 	ferry_bitmap_or(&p->left, &copy->pending);
 	ferry_bitmap_zero(&p->placed);
-	p->left_pages = p->total_pages = ferry_bitmap_count(&p->left);
+	settle_left(p);
 	return 0;
 }
 
@@ -227,6 +241,7 @@ static uint64_t serve_take(void *ctx, unsigned int block, uint64_t first, uint64
 	uint64_t n = ferry_bitmap_take_atomic(&p->left, block, first, pages);
 
 	took(p, n);
+	ferry_release_served(&p->release, block, first, n);
 	__atomic_store_n(&p->hint, (uint64_t)block << PAGER_HINT_SHIFT | (first + pages),
 			 __ATOMIC_RELAXED);
 	return n;
@@ -247,6 +262,7 @@ static int start_server(struct ferry_pager *p, struct ferry_error *err)
 	if (r)
 		return r;
 	p->fault_fd = -1; /* the server's now */
+	p->release.served = 0;
 	set_channels(p, p->pool, server);
 	return 0;
 }
@@ -315,8 +331,10 @@ static int send_some(struct ferry_pager *p, uint64_t ahead, struct ferry_error *
 		return 0;
 	took(p, n);
 	r = ferry_multifd_send_queue(p->pool, p->block, p->page, n, false, err);
+	if (!r)
+		ferry_release_queued(&p->release, p->block, p->page, n);
 	p->page += n;
-	return r;
+	return r ? r : ferry_release_step(&p->release, p->pool, p->server, false, err);
 }
 
 /* All is sent: until it is there. */
@@ -364,6 +382,8 @@ int ferry_pager_run(struct ferry_pager *p, struct ferry_link *link, struct ferry
 			publish(p);
 		}
 	}
+	if (!r)
+		r = ferry_release_step(&p->release, p->pool, p->server, true, err);
 	if (!r)
 		r = await_placed(p, link, err);
 	/* A channel that is closed because nothing is missing any more: the word comes beside it. */
@@ -469,6 +489,18 @@ int ferry_pager_again(struct ferry_pager *p, const struct ferry_link_params *par
 	for (i = 0; i < p->ram->count; i++)
 		ferry_bitmap_set(&p->left, i, 0, p->left.pages[i]);
 	ferry_bitmap_andnot(&p->left, &p->placed);
-	p->left_pages = p->total_pages = ferry_bitmap_count(&p->left);
+	settle_left(p);
 	return reconnect(p, params, err);
+}
+
+int ferry_pager_spill(struct ferry_pager *p, const char *kind, const char *path, uint64_t *pages,
+		      struct ferry_error *err)
+{
+	unsigned int i;
+
+	/* A process that has just taken over was told nothing yet: it may be any page. */
+	for (i = 0; !p->knows && i < p->ram->count; i++)
+		ferry_bitmap_set(&p->unsure, i, 0, p->unsure.pages[i]);
+	p->knows = true;
+	return ferry_spill_write(p->job, p->ram, kind, &p->unsure, path, pages, err);
 }

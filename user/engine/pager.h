@@ -9,6 +9,7 @@
 #include "engine/copy.h"
 #include "engine/job.h"
 #include "engine/link.h"
+#include "engine/release.h"
 #include "ram/bitmap.h"
 #include "ram/ram.h"
 #include "xport/fault_channel.h"
@@ -24,6 +25,8 @@ struct ferry_pager {
 	const struct ferry_ram *ram;
 	struct ferry_bitmap left;   /* not sent; taken atomically by whoever sends a page */
 	struct ferry_bitmap placed; /* what the destination has, as it told last */
+	struct ferry_bitmap unsure; /* not placed for certain: left at the switch, or since told */
+	bool knows; /* @unsure is made; else all pages are */
 	bool ready;		    /* the bitmaps are there */
 	bool told;		    /* @placed is whole; atomic */
 	uint64_t total_pages;	    /* left at the switch, or at the last recovery */
@@ -32,6 +35,7 @@ struct ferry_pager {
 	unsigned int block;	    /* where the channels go on */
 	uint64_t page;
 
+	struct ferry_release release;
 	struct ferry_multifd_send *pool;  /* changed with job->lock held */
 	struct ferry_page_server *server; /* likewise */
 	int fault_fd; /* connected, not served yet */
@@ -76,6 +80,10 @@ void ferry_pager_forget(struct ferry_pager *pager);
 /** ferry_pager_again() - all is told on a new connection: new channels, what is not placed is left. */
 int ferry_pager_again(struct ferry_pager *pager, const struct ferry_link_params *params,
 		      struct ferry_error *err);
+
+/** ferry_pager_spill() - all that may be missing there, into a file; see ferry_spill_write(). */
+int ferry_pager_spill(struct ferry_pager *pager, const char *kind, const char *path,
+		      uint64_t *pages, struct ferry_error *err);
 
 /** ferry_pager_hang_up() - close all channels. Safe to repeat. */
 void ferry_pager_hang_up(struct ferry_pager *pager);

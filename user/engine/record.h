@@ -55,6 +55,7 @@ struct ferry_record {
 	bool guest_paused;	    /* it was paused before, and stays so */
 	bool keep_source;
 	bool postcopy;		    /* it has switched or is about to; destination: RAM is armed */
+	bool release_ram;	    /* source: pages that were sent are gone here */
 	uint8_t codec;		    /* source: as agreed at the start */
 	bool checksum;
 	uint32_t timeout_ms;

@@ -134,8 +134,10 @@ static void settle_completed(struct ferry_settle *s, struct ferry_outcome *out)
 	out->where = FERRY_WHERE_DESTINATION;
 	out->state = FERRY_STATE_COMPLETED;
 	out->exit_code = 0;
-	if (s->pager)
+	if (s->pager) {
+		s->pager->left_pages = 0; /* they may have come another way */
 		ferry_pager_hang_up(s->pager);
+	}
 	settle_downtime(s);
 	pthread_mutex_lock(&job->lock);
 	job->stats.total_ns = ferry_clock_ns() - job->started_ns;
@@ -290,8 +292,11 @@ static int settle_page(struct ferry_settle *s, struct ferry_error *err)
 				       "that cannot be had from the VMM here");
 	settle_downtime(s);
 	if (job->record.phase != FERRY_PHASE_RAN_LACKS &&
-	    ferry_job_phase(job, FERRY_PHASE_RAN_LACKS, &record))
+	    ferry_job_phase(job, FERRY_PHASE_RAN_LACKS, &record)) {
 		ferry_log_warn("%s", record.text);
+		/* Whoever takes over from the record must find the memory. */
+		s->pager->release.on = false;
+	}
 	if (ferry_job_state(job) == FERRY_STATE_POSTCOPY_RECOVER_SETUP)
 		ferry_job_move(job, FERRY_STATE_POSTCOPY_RECOVER, NULL);
 	ferry_job_move(job, FERRY_STATE_POSTCOPY_ACTIVE, NULL);
@@ -308,6 +313,7 @@ static int settle_again(struct ferry_settle *s, struct ferry_error *err)
 	settle_link_params(s, ferry_clock_in_ms(s->job->record.timeout_ms), &params);
 	r = ferry_pager_again(s->pager, &params, err);
 	ferry_fault_point("again", NULL);
+	s->spilled = false;
 	return r;
 }
 
@@ -319,6 +325,12 @@ static bool settle_try(struct ferry_settle *s, bool ask, struct ferry_error *err
 
 	if (r == FERRY_WIRE_ANSWER_LACKS)
 		ferry_fault_point("answered", NULL);
+	/* What was sent is zeros here by now. */
+	if (ask && r == FERRY_WIRE_ANSWER_LACKS && s->job->record.release_ram &&
+	    s->job->record.phase == FERRY_PHASE_RAN_LACKS) {
+		ferry_error_set(err, ENODATA, "the destination lacks memory that was freed here");
+		return false;
+	}
 	/* Starting the guest may take pages that are missing. */
 	if (ask && s->pager &&
 	    (r == FERRY_WIRE_ANSWER_WAITING || r == FERRY_WIRE_ANSWER_LACKS))
@@ -387,17 +399,62 @@ static void settle_paused(struct ferry_settle *s, const struct ferry_error *why,
 	ferry_job_save(s->job, NULL);
 }
 
+/* --release-ram: nobody has the pages that were lost with the link. */
+static void settle_released(struct ferry_settle *s, const struct ferry_error *why,
+			    struct ferry_outcome *out)
+{
+	settle_paused(s, why, out);
+	snprintf(out->advice, sizeof(out->advice),
+		 "with --release-ram the memory that was sent is gone here, and what was under way is "
+		 "lost: the guest at the destination waits for ever for pages that nobody has. End "
+		 "both VMMs and start the guest from its disks");
+}
+
+/* What may be missing there, into a file: this host may not be there much longer. */
+static void settle_spill(struct ferry_settle *s, const char *path, bool asked)
+{
+	struct ferry_error err = { 0 };
+	uint64_t pages = 0;
+	int r = s->pager ? ferry_pager_spill(s->pager, ferry_guest_kind(s->guest), path, &pages,
+					     &err) :
+			   ferry_error_set(&err, ENODATA, "the VMM's memory cannot be had");
+
+	if (asked)
+		ferry_task_end(s->job, pages, r ? &err : NULL);
+	if (r)
+		ferry_log_error("no pages were spilled to %s: %s", path, err.text);
+	else
+		ferry_log_warn("%llu pages are in %s; at the destination: ferry recover ITS-ID "
+			       "file:%s", (unsigned long long)pages, path, path);
+}
+
+/* --spill: once after each break, when a first attempt to mend it has failed. */
+static void settle_spill_by_itself(struct ferry_settle *s)
+{
+	char path[FERRY_TASK_PATH + FERRY_ID_MAX + 8];
+
+	if (s->spilled || !s->job->options.spill_dir[0] || !settle_in_postcopy(s))
+		return;
+	s->spilled = true;
+	snprintf(path, sizeof(path), "%s/%s.spill", s->job->options.spill_dir, s->job->record.id);
+	settle_spill(s, path, false);
+}
+
 /* Paused, and nothing helped for --timeout: wait for a person. Return: false, leave. */
 static bool settle_await_person(struct ferry_settle *s)
 {
 	struct ferry_job *job = s->job;
-	char uri[FERRY_SPEC_MAX] = "", note[128];
+	char uri[FERRY_SPEC_MAX] = "", note[128], path[FERRY_TASK_PATH];
 	bool leave, retry = false;
+
+	settle_spill_by_itself(s);
 
 	snprintf(note, sizeof(note), "  waiting for 'ferry recover %s'", job->record.id);
 	ferry_job_note(job, note);
 	do {
 		ferry_job_wait(job, ferry_clock_ns() + FERRY_NS_PER_S);
+		if (ferry_task_take(job, path))
+			settle_spill(s, path, true);
 		pthread_mutex_lock(&job->lock);
 		leave = job->leave;
 		retry = job->retry;
@@ -428,11 +485,12 @@ static bool settle_retry(struct ferry_settle *s, struct ferry_error *err, struct
 			settle_lost(s);
 		}
 		*err = now;
+		settle_spill_by_itself(s);
 		if (r == -ENOENT || s->job->leave) /* never heard of it: nobody moves */
 			break;
 		ferry_clock_sleep_ns(SETTLE_RETRY_NS);
 		/* A link that held for a while starts the time anew. */
-		if (!r && settle_in_postcopy(s))
+		if (!r && settle_in_postcopy(s) && !s->job->record.release_ram)
 			deadline_ns = ferry_clock_in_ms(s->job->record.timeout_ms);
 	}
 	return false;
@@ -450,6 +508,12 @@ void ferry_settle_commit(struct ferry_settle *s, struct ferry_outcome *out)
 	if (s->link && settle_try(s, false, &err, out))
 		goto out;
 	settle_lost(s);
+	if (settle_in_postcopy(s) && s->job->record.release_ram) {
+		/* It may have got all of it just before. */
+		if (!settle_retry(s, &err, out))
+			settle_released(s, &err, out);
+		goto out;
+	}
 	do {
 		if (settle_retry(s, &err, out))
 			goto out;

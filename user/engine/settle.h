@@ -2,6 +2,7 @@
 #ifndef FERRY_ENGINE_SETTLE_H
 #define FERRY_ENGINE_SETTLE_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "base/error.h"
@@ -22,6 +23,7 @@ struct ferry_settle {
 	struct ferry_link *link; /* NULL: lost; owned */
 	struct ferry_uri uri;
 	struct ferry_pager *pager; /* postcopy; not owned */
+	bool spilled; /* since the link broke */
 	uint64_t stopped_ns; /* when the guest was stopped, 0 unknown (another process did) */
 };
 

@@ -95,6 +95,9 @@ void ferry_source_recover(struct ferry_job *job, struct ferry_outcome *out)
 	} else if (job->record.phase == FERRY_PHASE_ABORTED) {
 		source_recover_aborted(&settle, out);
 	} else {
+		if (lacks && job->record.release_ram)
+			ferry_log_warn("the memory that was sent is gone here (--release-ram): only "
+				       "whether the guest has all of it can still be found out");
 		job->record.state = job->state;
 		if (job->hooks->state)
 			job->hooks->state(job->hooks->ctx, job->state);

@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "agent/task.h"
+
+#include <errno.h>
+#include <json-c/json.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "agent/command.h"
+#include "agent/control.h"
+#include "agent/runtime.h"
+#include "base/clock.h"
+#include "base/log.h"
+
+#define TASK_LOOK_NS (50 * FERRY_NS_PER_MS)
+
+/* The process that carries it out has another working directory, or may have. */
+static int absolute(const char *path, char out[PATH_MAX], struct ferry_error *err)
+{
+	char here[PATH_MAX];
+
+	if (*path == '/' || !getcwd(here, sizeof(here)))
+		here[0] = '\0';
+	if (snprintf(out, PATH_MAX, "%s%s%s", here, here[0] ? "/" : "", path) >= PATH_MAX)
+		return ferry_error_set(err, ENAMETOOLONG, "%s: the path is too long", path);
+	return 0;
+}
+
+/* Until it has ended. Return: 0; -EREMOTEIO it failed; as ferry_control_ask(). */
+static int await(const char *id, uint64_t *pages, struct ferry_error *err)
+{
+	for (;;) {
+		struct json_object *request = json_object_new_object(), *ret = NULL, *v;
+		const char *state = "";
+		int r;
+
+		json_object_object_add(request, "command", json_object_new_string("task"));
+		r = ferry_control_ask(id, request, &ret, err);
+		if (r)
+			return r;
+		if (json_object_object_get_ex(ret, "pages", &v))
+			*pages = json_object_get_uint64(v);
+		if (json_object_object_get_ex(ret, "state", &v))
+			state = json_object_get_string(v);
+		if (!strcmp(state, "failed") && json_object_object_get_ex(ret, "error", &v))
+			r = ferry_error_set(err, EREMOTEIO, "%s", json_object_get_string(v));
+		else if (strcmp(state, "asked") && strcmp(state, "runs"))
+			r = 1;
+		json_object_put(ret);
+		if (r)
+			return r < 0 ? r : 0;
+		ferry_clock_sleep_ns(TASK_LOOK_NS);
+	}
+}
+
+int ferry_task_request(const char *id, const char *command, const char *path, uint64_t *pages,
+		       struct ferry_error *err)
+{
+	struct json_object *request, *ret = NULL;
+	char full[PATH_MAX];
+	int r = absolute(path, full, err);
+
+	if (r)
+		return r;
+	request = json_object_new_object();
+	json_object_object_add(request, "command", json_object_new_string(command));
+	json_object_object_add(request, "path", json_object_new_string(full));
+	r = ferry_control_ask(id, request, &ret, err);
+	json_object_put(ret);
+	return r ? r : await(id, pages, err);
+}
+
+int ferry_command_spill(const struct ferry_args *args)
+{
+	const char *id = args->operands[0], *path = args->operands[1];
+	struct ferry_error err = { 0 };
+	uint64_t pages = 0;
+	int r = ferry_runtime_check_id(id, &err);
+
+	if (!r)
+		r = ferry_task_request(id, "spill", path, &pages, &err);
+	if (r == -ECONNREFUSED)
+		ferry_error_set(&err, ECONNREFUSED, "no process serves %s; if it is paused, 'ferry "
+				"recover %s' starts one", id, id);
+	if (r) {
+		ferry_log_error("%s", err.text);
+		return FERRY_EXIT_FAILED;
+	}
+	if (!args->quiet)
+		printf("%s: %llu pages that the destination may lack are in %s. At the destination:\n"
+		       "  ferry recover ITS-ID file:FILE\n", id, (unsigned long long)pages, path);
+	return FERRY_EXIT_DONE;
+}
