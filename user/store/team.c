@@ -69,14 +69,17 @@ int ferry_store_team(const struct ferry_store_work *w, struct ferry_error *err)
 {
 	struct team team = { .work = w };
 	struct member members[FERRY_STORE_MAX_LANES];
-	unsigned int i, started = 1;
+	unsigned int i, started = 1, threads = w->threads;
 
 	pthread_mutex_init(&team.lock, NULL);
-	for (i = 0; i < w->threads && i < FERRY_STORE_MAX_LANES; i++)
+	if (threads > FERRY_STORE_MAX_LANES)
+		threads = FERRY_STORE_MAX_LANES;
+	members[0] = (struct member){ .team = &team };
+	for (i = 1; i < threads; i++)
 		members[i] = (struct member){ .team = &team, .lane = i };
 	/* Fewer threads than wished for are slower, no more; this one is always there. */
-	while (started < i && !pthread_create(&members[started].thread, NULL, work,
-					      &members[started]))
+	while (started < threads && !pthread_create(&members[started].thread, NULL, work,
+						    &members[started]))
 		started++;
 	work(&members[0]);
 	while (--started)
