@@ -122,6 +122,58 @@ def stopped(lab, kind):
     lab.check_no_ferry()
 
 
+@test(timeout=60, cases={"qemu": ("qemu",), "vmm": ("vmm",)})
+def lazy(lab, kind):
+    """It runs before its memory is read; what it touches is read first."""
+    guest = lab.guest_of(kind)
+    saved(lab.save(guest), guest)
+    guest.qemu.kill()
+    target = lab.destination_of(kind)
+    result = restored(lab.restore(target, "--lazy"), guest, target, mode="restore-lazy",
+                      verified=True)
+    check(result["faults"] > 0, "nobody waited for a page: %s", result)
+    check_equal(result["missing_pages"], 0, "pages that are missing")
+    PROOF[kind](guest, target)
+    lab.check_no_ferry()
+
+
+LIVE = {"qemu": ("qemu", ()), "vmm": ("vmm", ("--channels", 4)), "record": ("vmm", ("--record",)),
+        "direct": ("vmm", ("--direct",)), "qemu-direct": ("qemu", ("--direct", "--record"))}
+if not LONG:
+    LIVE.pop("qemu-direct")
+
+
+@test(timeout=60, cases=LIVE)
+def live(lab, kind, options):
+    """Rounds while it runs; what the file holds is the guest at its short stop."""
+    guest = lab.guest_of(kind)
+    result = saved(lab.save(guest, "--live", *options), guest, mode="save-live")
+    check(result["rounds"] >= 2, "no rounds: %s", result)
+    told = lab.inspect()
+    check_equal(told["verified"], True, "inspect")
+    check(told["disk_bytes"] < told["ram_bytes"] + (4 << 20), "it takes %d bytes of disk",
+          told["disk_bytes"])
+    check(("--record" in options) == (told["order_entries"] > 0), "order of first touch: %s", told)
+    guest.qemu.kill()
+    target = lab.destination_of(kind)
+    restored(lab.restore(target, "--lazy" if "--record" in options else "--no-verify"), guest,
+             target)
+    PROOF[kind](guest, target)
+
+
+@test(timeout=300 if LONG else 60)
+def full_speed(lab):
+    """Writers that never rest: the file is the guest as it was at its stop, each time."""
+    guest = lab.guest("--pattern", "random", "--dirty-rate", "max")
+    for number in range(20 if LONG else 2):
+        saved(lab.save(guest, "--live", "--downtime-limit", 20), guest)
+        target = lab.destination("target%d" % number)
+        restored(lab.restore(target, *(("--lazy",) if number % 2 else ())), guest, target)
+        guest = type(guest)(target)
+        guest.check_good()
+    check_equal(guest.qemu.end(), 0, "exit status: %s" % guest.qemu.stderr)
+
+
 @test(timeout=60)
 def paused(lab):
     """What a person had paused stays so, saved and restored."""
@@ -201,6 +253,71 @@ def cancelled(lab):
                     "the result at " + stage)
         check(not os.path.exists(lab.path()), "a file was made")
         guest.check_good()
+
+
+@test(timeout=60, cases={s: (s,) for s in (("pages", "load", "run-accepted", "start", "lazy-read")
+                                          if LONG else ("load", "run-accepted", "lazy-read"))})
+def kill_lazy(lab, stage):
+    """The worker of a restore dies: before the guest is started nothing has happened; from
+    then on another one goes on."""
+    guest = lab.guest()
+    saved(lab.save(guest), guest)
+    guest.qemu.kill()
+    target = lab.destination()
+    restore = lab.restore(target, "--lazy", fault=stage + ":kill").finish()
+    if stage in ("pages", "load"):
+        restore.check_code(1)
+        check(not target.alive() or target.status() != "running", "it runs")
+        lab.check_no_ferry()
+        target = lab.destination("again")
+        restore = lab.restore(target, "--lazy").finish()
+    restored(restore, guest, target)
+    restored_vmm(guest, target)
+    lab.check_no_ferry()
+
+
+@test(timeout=60, cases={"qemu": ("qemu",), "vmm": ("vmm",)})
+def lazy_disk_error(lab, kind):
+    """The guest is stopped, not killed; when the file can be read again it goes on."""
+    guest = lab.guest_of(kind)
+    saved(lab.save(guest), guest)
+    guest.qemu.kill()
+    target = lab.destination_of(kind)
+    restore = lab.restore(target, "--lazy", fault="lazy-read:fail").finish()
+    restore.check_code(3)
+    check_equal((restore.result["state"], restore.result["guest"]), ("postcopy-paused", "stopped"),
+                "the result")
+    check("Input/output error" in restore.result["error"], "the error: %s", restore.result["error"])
+    check("ferry recover " + restore.result["id"] in restore.result["advice"], "the advice: %s",
+          restore.result["advice"])
+    with open("/proc/%d/stat" % target.pid) as file:
+        check_equal(file.read().rsplit(")", 1)[1].split()[0], "T", "the VMM's process")
+    # Once more in vain, then the disk is back.
+    again = lab.ferry("recover", restore.result["id"], fault="lazy-read:fail").finish()
+    again.check_code(3)
+    recover = lab.ferry("recover", restore.result["id"]).finish().check_code(0)
+    check_equal((recover.result["state"], recover.result["guest"]), ("completed", "destination"),
+                "the result of recover")
+    PROOF[kind](guest, target)
+    lab.check_no_ferry()
+
+
+@test(timeout=40)
+def lazy_file_lost(lab):
+    """It never can be read again: the VMM is ended by hand, and another restore may follow."""
+    guest = lab.guest()
+    saved(lab.save(guest), guest)
+    guest.qemu.kill()
+    target = lab.destination()
+    restore = lab.restore(target, "--lazy", fault="lazy-read:fail").finish().check_code(3)
+    ident = restore.result["id"]
+    refuse = lab.run("resume", ident).check_code(3)
+    check("recover " + ident in refuse.stderr, "resume: %s", refuse.stderr)
+    target.kill()
+    lab.run("resume", ident).check_code(0)
+    target = lab.destination("again")
+    restored(lab.restore(target, "--id", ident), guest, target)
+    restored_vmm(guest, target)
 
 
 def refused(lab, guest, ferry, *words):

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include <errno.h>
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
@@ -123,6 +124,13 @@ static int resume_destination(struct ferry_job *job, bool force, struct ferry_er
 	case FERRY_PHASE_RAN:
 		return resume_own(job, err);
 	case FERRY_PHASE_RAN_LACKS:
+		/* A person has ended a restore that could not be completed. */
+		if (ferry_file_path(&job->record) && kill(job->record.vmm, 0) && errno == ESRCH) {
+			r = resume_end(job, FERRY_STATE_FAILED, err);
+			if (!r)
+				printf("%s: its VMM is gone; nothing is left of it\n", id);
+			return r;
+		}
 		return ferry_error_set(err, EPERM,
 				       "the guest of %s runs here and waits for memory that has not "
 				       "come: 'ferry recover %s' goes on if that is known still", id, id);

@@ -111,6 +111,10 @@ static void want(void *ctx, unsigned int block, uint64_t page)
 {
 	struct ferry_incoming *in = ctx;
 
+	if (in->ask) {
+		in->ask(in->ask_ctx, block, page);
+		return;
+	}
 	/* Without a connection it is asked for when there is one again. */
 	if (ferry_page_asker_ask(&in->asker, block, page, 1))
 		ferry_log_debug("page %llu of block %u cannot be asked for now",
@@ -373,15 +377,19 @@ static int make_pages(struct ferry_incoming *in, struct ferry_error *err)
  * The line is lost. While device state is loaded the source still has the guest, and it will
  * not be ours: let the VMM have done, whatever it reads, so that it can be ended.
  */
-static void line_ended(void *ctx)
+void ferry_incoming_void(struct ferry_incoming *in)
 {
-	struct ferry_incoming *in = ctx;
 	const struct ferry_fault_mapper mapper = { .uffd = in->uffd, .addr = in->addrs };
 	int expected = LOAD_RUNS;
 
 	if (__atomic_compare_exchange_n(&in->loading, &expected, LOAD_VOID, false,
 					__ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))
 		ferry_fault_uffd_disarm(&mapper, in->ram);
+}
+
+static void line_ended(void *ctx)
+{
+	ferry_incoming_void(ctx);
 }
 
 void ferry_incoming_load_begins(struct ferry_incoming *in)
@@ -434,6 +442,37 @@ int ferry_incoming_line(struct ferry_incoming *in, int fault_fd, struct ferry_er
 	return 0;
 }
 
+/* Arm, with what in->lacks says; the guardian keeps what it takes to go on. */
+static int listen_armed(struct ferry_incoming *in, struct ferry_error *err)
+{
+	int r;
+
+	/* Durable: whoever finds the guest later must not take it for one that has all its memory. */
+	in->job->record.postcopy = true;
+	r = ferry_job_save(in->job, err);
+	if (!r)
+		r = lacks_begin(in, err);
+	if (!r)
+		r = make_pages(in, err);
+	if (!r)
+		r = ferry_incoming_ready(in, err);
+	if (!r)
+		r = ferry_incoming_arm(in, false, in->guest->pid, err);
+	return r ? r : ferry_incoming_hold(in, err);
+}
+
+static void listen_failed(struct ferry_incoming *in)
+{
+	ferry_fault_stop(in->fault, true);
+	in->fault = NULL;
+}
+
+static void lacks_end(struct ferry_incoming *in)
+{
+	ferry_bitmap_free(&in->lacks);
+	in->lacks_ready = false;
+}
+
 int ferry_incoming_listen(struct ferry_incoming *in, struct ferry_multifd_recv *pool, int fault_fd,
 			  struct ferry_error *err)
 {
@@ -446,31 +485,33 @@ int ferry_incoming_listen(struct ferry_incoming *in, struct ferry_multifd_recv *
 	if (fault_fd < 0)
 		return ferry_error_set(err, EPROTO, "the source sent POSTCOPY without a fault "
 				       "channel");
-	/* Durable: whoever finds the guest later must not take it for one that has all its memory. */
-	in->job->record.postcopy = true;
-	r = ferry_job_save(in->job, err);
-	if (!r)
-		r = lacks_begin(in, err);
-	if (!r)
-		r = make_pages(in, err);
-	if (!r)
-		r = ferry_incoming_ready(in, err);
-	if (!r)
-		r = ferry_incoming_arm(in, false, in->guest->pid, err);
-	if (r)
-		return r;
-	r = ferry_incoming_hold(in, err);
+	r = listen_armed(in, err);
 	if (!r)
 		r = ferry_incoming_line(in, fault_fd, err);
 	if (r) {
-		ferry_fault_stop(in->fault, true);
-		in->fault = NULL;
+		listen_failed(in);
 		return r;
 	}
-	ferry_bitmap_free(&in->lacks);
-	in->lacks_ready = false;
+	lacks_end(in);
 	ferry_multifd_recv_sink(pool, &in->sink);
 	return step_to(in, step, FERRY_INCOMING_LISTENING, "POSTCOPY", err);
+}
+
+int ferry_incoming_listen_file(struct ferry_incoming *in, const struct ferry_bitmap *lacks,
+			       struct ferry_error *err)
+{
+	int r = lacks_begin(in, err);
+
+	if (r)
+		return r;
+	ferry_bitmap_or(&in->lacks, lacks);
+	r = listen_armed(in, err);
+	if (r) {
+		listen_failed(in);
+		return r;
+	}
+	lacks_end(in);
+	return step_to(in, FERRY_INCOMING_ADVISE, FERRY_INCOMING_LISTENING, "POSTCOPY", err);
 }
 
 /* ---- the guest runs ---- */

@@ -41,6 +41,10 @@ struct ferry_incoming {
 	struct ferry_page_asker asker;
 	struct ferry_multifd_recv *line; /* what comes on the fault channel; changed with job->lock */
 
+	/* Where pages come from that no source sends: a file. Called by the fault thread. */
+	void (*ask)(void *ctx, unsigned int block, uint64_t page);
+	void *ask_ctx;
+
 	struct ferry_bitmap lacks; /* until armed */
 	bool lacks_ready;
 	struct ferry_fault_pages pages;
@@ -86,6 +90,13 @@ int ferry_incoming_discard(struct ferry_incoming *in, const uint8_t *body, uint3
 int ferry_incoming_listen(struct ferry_incoming *in, struct ferry_multifd_recv *pool, int fault_fd,
 			  struct ferry_error *err);
 
+/**
+ * ferry_incoming_listen_file() - the same without a source: in->ask brings pages
+ * @lacks: which pages are missing; guest memory is empty
+ */
+int ferry_incoming_listen_file(struct ferry_incoming *in, const struct ferry_bitmap *lacks,
+			       struct ferry_error *err);
+
 /** ferry_incoming_arm() - serve faults; part of listen() and adopt(). */
 int ferry_incoming_arm(struct ferry_incoming *in, bool adopted, pid_t vmm,
 		       struct ferry_error *err);
@@ -109,6 +120,9 @@ int ferry_incoming_adopt(struct ferry_incoming *in, struct ferry_ram *ram,
 void ferry_incoming_load_begins(struct ferry_incoming *in);
 /** ferry_incoming_load_ends() - Return: 0, -ECONNRESET what was loaded is void. */
 int ferry_incoming_load_ends(struct ferry_incoming *in, struct ferry_error *err);
+
+/** ferry_incoming_void() - what is being loaded is void: let the VMM have done. Any thread. */
+void ferry_incoming_void(struct ferry_incoming *in);
 
 /** ferry_incoming_line() - a new fault channel, after a lost link; taken over on success. */
 int ferry_incoming_line(struct ferry_incoming *in, int fault_fd, struct ferry_error *err);

@@ -11,6 +11,7 @@
 #include "engine/restore.h"
 
 #include <errno.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -20,6 +21,7 @@
 #include "base/log.h"
 #include "engine/fault_points.h"
 #include "engine/file.h"
+#include "engine/lazy.h"
 #include "engine/open.h"
 
 struct restore {
@@ -29,6 +31,8 @@ struct restore {
 	struct ferry_store_file file;
 	bool opened;
 	bool touched; /* guest memory has pages of the file */
+	struct ferry_lazy lazy;
+	bool is_lazy; /* lazy is initialised */
 	int stop;     /* a cancel; atomic */
 };
 
@@ -146,8 +150,15 @@ static int restore_attach(struct restore *s, struct ferry_error *err)
 
 static int restore_prepare(struct restore *s, struct ferry_error *err)
 {
-	int r = s->guest->ops->prepare(s->guest, err);
+	int r = 0;
 
+	if (s->job->options.lazy) {
+		ferry_lazy_init(&s->lazy, s->job, &s->file);
+		s->is_lazy = true;
+		r = ferry_lazy_advise(&s->lazy, s->guest, &s->ram, err);
+	}
+	if (!r)
+		r = s->guest->ops->prepare(s->guest, err);
 	if (!r)
 		r = ferry_ram_punch(&s->ram, err);
 	return r ? r : ferry_job_move(s->job, FERRY_STATE_ACTIVE, err);
@@ -185,6 +196,10 @@ static int restore_pages(struct restore *s, struct ferry_error *err)
 	int r;
 
 	s->touched = true;
+	if (s->is_lazy) {
+		r = ferry_lazy_arm(&s->lazy, err);
+		return r ? r : ferry_fault_point("pages", err);
+	}
 	r = ferry_store_read_all(&s->file, &params, err);
 	if (r)
 		return r;
@@ -198,7 +213,9 @@ static int restore_load(struct restore *s, struct ferry_error *err)
 {
 	int r = ferry_job_move(s->job, FERRY_STATE_DEVICE, err);
 
-	if (!r)
+	if (!r && s->is_lazy)
+		r = ferry_lazy_load(&s->lazy, s->guest, err);
+	else if (!r)
 		r = s->guest->ops->load(s->guest, s->file.device, s->file.commit.device_bytes, err);
 	if (!r)
 		r = ferry_fault_point("load", err);
@@ -221,6 +238,13 @@ static restore_stage *const restore_stages[] = {
 	restore_open, restore_attach, restore_prepare, restore_pages, restore_load, restore_accept,
 };
 
+static void restore_end_lazy(struct restore *s, bool disarm)
+{
+	if (s->is_lazy)
+		ferry_lazy_end(&s->lazy, disarm);
+	s->is_lazy = false;
+}
+
 /* The guest has not been started and will not be. */
 static void restore_fail(struct restore *s, struct ferry_error *why, struct ferry_outcome *out)
 {
@@ -239,6 +263,8 @@ static void restore_fail(struct restore *s, struct ferry_error *why, struct ferr
 	snprintf(job->record.error, sizeof(job->record.error), "%s", why->text);
 	if (ferry_job_phase(job, FERRY_PHASE_ABORTED, &err))
 		ferry_log_warn("%s", err.text);
+	/* A VMM that is ended does not wait for pages that nobody brings. */
+	restore_end_lazy(s, true);
 	if (s->guest && s->guest->ops->undo(s->guest, false, &err))
 		ferry_log_warn("the VMM is not as it was: %s", err.text);
 	/* A VMM that still waits does so with empty memory, as before. */
@@ -249,8 +275,8 @@ static void restore_fail(struct restore *s, struct ferry_error *why, struct ferr
 	ferry_job_save(job, NULL);
 }
 
-/* It runs: all that is left is to leave its VMM alone. */
-static void restore_own(struct restore *s, struct ferry_outcome *out)
+/* It runs, with all its memory: all that is left is to leave its VMM alone. */
+static void restore_own(struct restore *s, bool announce, struct ferry_outcome *out)
 {
 	struct ferry_job *job = s->job;
 	struct ferry_error err = { 0 };
@@ -261,10 +287,11 @@ static void restore_own(struct restore *s, struct ferry_outcome *out)
 	out->where = FERRY_WHERE_DESTINATION;
 	out->exit_code = 0;
 	ferry_job_move(job, FERRY_STATE_COMPLETED, NULL);
-	if (!job->record.guest_paused)
+	if (announce && !job->record.guest_paused)
 		s->guest->ops->announce(s->guest);
 	if (s->guest->ops->undo(s->guest, true, &err))
 		ferry_log_warn("the guest runs, but its VMM is not as it was: %s", err.text);
+	job->record.error[0] = 0;
 	job->record.settled = true;
 	ferry_job_save(job, NULL);
 }
@@ -279,16 +306,71 @@ static void restore_stuck(struct restore *s, const struct ferry_error *why,
 	out->exit_code = 3;
 	snprintf(s->job->record.error, sizeof(s->job->record.error), "%s", why->text);
 	snprintf(out->advice, sizeof(out->advice),
-		 "its device state is loaded and its memory complete. To try again to start it:\n"
-		 "  ferry resume %s\n"
+		 "its device state is loaded. To try again to start it:\n"
+		 "  ferry recover %s\n"
 		 "or end its VMM and restore into a new one", s->job->record.id);
 	ferry_job_save(s->job, NULL);
+}
+
+/*
+ * Some of its memory cannot be read. A VMM one of whose threads waits for a page cannot be
+ * asked to stop its guest, and sooner or later one does: its process is stopped as a whole, and
+ * keeps the userfaultfd, so that no thread ever goes on with zeros in the place of a page.
+ */
+static void restore_halt(struct restore *s, const struct ferry_error *why,
+			 struct ferry_outcome *out)
+{
+	struct ferry_job *job = s->job;
+	bool gone = job->record.vmm <= 0 || kill(job->record.vmm, SIGSTOP);
+
+	restore_end_lazy(s, false);
+	out->error = *why;
+	out->state = FERRY_STATE_POSTCOPY_PAUSED;
+	out->where = gone ? FERRY_WHERE_NONE : FERRY_WHERE_STOPPED;
+	out->exit_code = 3;
+	snprintf(job->record.error, sizeof(job->record.error), "%s", why->text);
+	snprintf(out->advice, sizeof(out->advice),
+		 "%llu MiB of the guest's memory are still in %s. %sWhen the file can be read again:\n"
+		 "  ferry recover %s\n"
+		 "If it never can be: end the VMM (kill -KILL %d), type 'ferry resume %s', and restore "
+		 "another copy of the file",
+		 (unsigned long long)(job->stats.missing_pages * FERRY_PAGE_SIZE >> 20),
+		 ferry_file_path(&job->record), gone ? "" :
+		 "Its VMM is stopped (SIGSTOP); do not continue it by other means. ",
+		 job->record.id, (int)job->record.vmm, job->record.id);
+	ferry_job_move(job, FERRY_STATE_POSTCOPY_PAUSED, NULL);
+	ferry_job_save(job, NULL);
+}
+
+/* The guest runs and lacks pages: until they are here. Return: true when they are. */
+static bool restore_follow(struct restore *s, bool announce, struct ferry_outcome *out)
+{
+	struct ferry_job *job = s->job;
+	struct ferry_error err = { 0 };
+
+	if (ferry_job_phase(job, FERRY_PHASE_RAN_LACKS, &err)) {
+		/* RUN-ACCEPTED stands; starting again is harmless. */
+		ferry_log_warn("%s", err.text);
+		job->record.phase = FERRY_PHASE_RAN_LACKS;
+	}
+	ferry_job_move(job, FERRY_STATE_POSTCOPY_ACTIVE, NULL);
+	ferry_lazy_started(&s->lazy, announce && !job->record.guest_paused);
+	if (ferry_lazy_wait(&s->lazy, &err)) {
+		restore_halt(s, &err, out);
+		return false;
+	}
+	pthread_mutex_lock(&job->lock);
+	job->stats.verified = s->lazy.verify;
+	pthread_mutex_unlock(&job->lock);
+	restore_end_lazy(s, true);
+	return true;
 }
 
 static void restore_start(struct restore *s, struct ferry_outcome *out)
 {
 	struct ferry_job *job = s->job;
 	struct ferry_error err = { 0 };
+	bool was_lazy = s->is_lazy;
 	int r;
 
 	ferry_fault_point("run-accepted", NULL);
@@ -297,10 +379,12 @@ static void restore_start(struct restore *s, struct ferry_outcome *out)
 	pthread_mutex_lock(&job->lock);
 	job->stats.downtime_ns = ferry_clock_ns() - job->started_ns;
 	pthread_mutex_unlock(&job->lock);
-	if (r)
+	if (r) {
+		restore_end_lazy(s, false);
 		restore_stuck(s, &err, out);
-	else
-		restore_own(s, out);
+	} else if (!was_lazy || restore_follow(s, true, out)) {
+		restore_own(s, !was_lazy, out);
+	}
 }
 
 static void restore_free(struct restore *s)
@@ -329,7 +413,7 @@ void ferry_restore_run(struct ferry_job *job, struct ferry_outcome *out)
 	ferry_ram_init(&s.ram);
 	ferry_job_interrupt(job, restore_interrupt, &s);
 	pthread_mutex_lock(&job->lock);
-	job->stats.mode = FERRY_MODE_RESTORE;
+	job->stats.mode = job->options.lazy ? FERRY_MODE_RESTORE_LAZY : FERRY_MODE_RESTORE;
 	pthread_mutex_unlock(&job->lock);
 	r = ferry_job_move(job, FERRY_STATE_SETUP, &err);
 	for (i = 0; i < sizeof(restore_stages) / sizeof(restore_stages[0]) && !r; i++) {
@@ -344,27 +428,103 @@ void ferry_restore_run(struct ferry_job *job, struct ferry_outcome *out)
 	restore_free(&s);
 }
 
-/* Another worker had come so far that the guest may run. */
-void ferry_restore_recover(struct ferry_job *job, struct ferry_outcome *out)
-{
-	struct restore s = { .job = job };
-	struct ferry_error err = { 0 };
-	int r;
+/* ---- a worker that takes over ---- */
 
-	memset(out, 0, sizeof(*out));
-	ferry_ram_init(&s.ram);
-	__atomic_store_n(&job->state, FERRY_STATE_COMMIT_WAIT, __ATOMIC_RELEASE);
-	job->record.state = FERRY_STATE_COMMIT_WAIT;
+static void recover_begins(struct ferry_job *job, enum ferry_state state)
+{
+	__atomic_store_n(&job->state, state, __ATOMIC_RELEASE);
+	job->record.state = state;
 	pthread_mutex_lock(&job->lock);
 	job->committed = true;
+	job->stats = job->record.stats;
+	job->stats.normal_pages = job->stats.sent_bytes = 0;
 	pthread_mutex_unlock(&job->lock);
-	r = ferry_open_guest(job, FERRY_GUEST_DESTINATION, &s.guest, &err);
-	if (job->record.phase == FERRY_PHASE_RUN_ACCEPTED || job->record.phase == FERRY_PHASE_RAN) {
-		if (r)
+	if (job->hooks->state)
+		job->hooks->state(job->hooks->ctx, state);
+}
+
+/* What is armed is served again; a VMM that was stopped as a whole can answer then. */
+static int recover_lazy(struct restore *s, struct ferry_error *err)
+{
+	int r = ferry_store_open(&s->file, ferry_file_path(&s->job->record), err);
+
+	if (r)
+		return r;
+	s->opened = true;
+	if (memcmp(s->file.header.uuid, s->job->record.uuid, sizeof(s->job->record.uuid)))
+		return ferry_error_set(err, EINVAL, "%s is another file than the one the guest was "
+				       "started from", s->file.path);
+	ferry_lazy_init(&s->lazy, s->job, &s->file);
+	s->is_lazy = true;
+	r = ferry_lazy_adopt(&s->lazy, &s->ram, err);
+	if (!r && s->job->record.vmm > 0)
+		kill(s->job->record.vmm, SIGCONT);
+	return r;
+}
+
+/* It was started once, and goes on as what it touches comes. */
+static void recover_running(struct restore *s, struct ferry_outcome *out)
+{
+	struct ferry_error err = { 0 };
+	int r = recover_lazy(s, &err);
+
+	if (r) {
+		restore_halt(s, &err, out);
+		return;
+	}
+	ferry_job_move(s->job, FERRY_STATE_POSTCOPY_RECOVER_SETUP, NULL);
+	ferry_job_move(s->job, FERRY_STATE_POSTCOPY_RECOVER, NULL);
+	if (!restore_follow(s, false, out))
+		return;
+	r = ferry_open_guest(s->job, FERRY_GUEST_DESTINATION, &s->guest, &err);
+	if (r)
+		restore_stuck(s, &err, out);
+	else
+		restore_own(s, true, out);
+}
+
+/* Accepted: it runs, or can be started. */
+static void recover_accepted(struct restore *s, struct ferry_outcome *out)
+{
+	struct ferry_error err = { 0 };
+	int r = s->job->record.postcopy ? recover_lazy(s, &err) : 0;
+
+	if (!r)
+		r = ferry_open_guest(s->job, FERRY_GUEST_DESTINATION, &s->guest, &err);
+	if (r) {
+		restore_end_lazy(s, false);
+		restore_stuck(s, &err, out);
+	} else {
+		restore_start(s, out);
+	}
+}
+
+void ferry_restore_recover(struct ferry_job *job, struct ferry_outcome *out)
+{
+	static struct restore s; /* large, and one a process */
+	struct ferry_error err = { 0 };
+
+	memset(out, 0, sizeof(*out));
+	memset(&s, 0, sizeof(s));
+	s.job = job;
+	ferry_ram_init(&s.ram);
+	recover_begins(job, job->record.phase == FERRY_PHASE_RAN_LACKS ? FERRY_STATE_POSTCOPY_PAUSED :
+								       FERRY_STATE_COMMIT_WAIT);
+	switch (job->record.phase) {
+	case FERRY_PHASE_RAN_LACKS:
+		recover_running(&s, out);
+		break;
+	case FERRY_PHASE_RUN_ACCEPTED:
+		recover_accepted(&s, out);
+		break;
+	case FERRY_PHASE_RAN:
+		if (ferry_open_guest(job, FERRY_GUEST_DESTINATION, &s.guest, &err))
 			restore_stuck(&s, &err, out);
 		else
-			restore_start(&s, out);
-	} else {
+			restore_own(&s, true, out);
+		break;
+	default:
+		ferry_open_guest(job, FERRY_GUEST_DESTINATION, &s.guest, NULL);
 		ferry_error_set(&err, ECANCELED, "%s", job->record.error[0] ? job->record.error :
 				"its processes died before the guest was restored");
 		restore_fail(&s, &err, out);
