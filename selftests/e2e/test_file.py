@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Guests saved to a file and restored from it: `ferry save`, `restore`, `inspect`."""
+import gzip
 import json
 import os
 import signal
@@ -9,7 +10,7 @@ import sys
 
 import tap
 import vmm
-from lib import Lab, check, check_equal, check_result, prerequisites, wait_until
+from lib import ROOT, Lab, check, check_equal, check_result, prerequisites, wait_until
 from tap import Skip, test
 from vmm import VmmLab
 
@@ -397,6 +398,56 @@ def bad_files(lab):
     guest.qemu.kill()
     restored(lab.restore(target), guest, target)
     restored_vmm(guest, target)
+
+
+@test(timeout=40, cases={"whole": ((),), "lazy": (("--lazy",),)})
+def fixture(lab, options):
+    """A guest that the first version saved goes on, whatever this version is."""
+    with gzip.open(os.path.join(ROOT, "selftests", "testdata", "ferry-vmm-threads-1.gz")) as packed, \
+            open(lab.path(), "wb") as file:
+        file.write(packed.read())
+    lab.engine, lab.shape = "threads", ("--ram", "2M,24K", "--vcpus", "1")
+    target = lab.destination()
+    lab.restore(target, *options).finish().check_code(0)
+    vmm.VmmGuest(target).check_good()
+    check_equal(target.end(), 0, "exit status: %s" % target.stderr)
+
+
+@test(timeout=60)
+def wrong_vmm(lab):
+    """A VMM that the guest does not fit is refused before anything is changed there."""
+    guest = lab.guest()
+    saved(lab.save(guest), guest)
+    other = "threads" if lab.engine == "kvm" else "kvm"
+    wrong = {"another size": ("--engine", lab.engine, "--ram", "32M,9M,28K,5124K"),
+             "has none of that name": ("--engine", lab.engine, "--ram", "24M,9M,28K"),
+             "a memory block 'ram4'": ("--engine", lab.engine, "--ram", "24M,9M,28K,5124K,8K"),
+             "same kind": ("--engine", other, "--ram", vmm.RAM)}
+    if not vmm.have_kvm():
+        wrong.pop("same kind")
+    for number, (words, args) in enumerate(wrong.items()):
+        target = lab.vmm("wrong%d" % number, *args, "--vcpus", "2", incoming=True).started()
+        restore = lab.restore(target).finish().check_code(1)
+        check(words in restore.result["error"], "'%s' is not in: %s", words,
+              restore.result["error"])
+        target.check_clean()
+        target.kill()
+
+
+@test(timeout=20)
+def usage(lab):
+    """What is typed wrong is said, and nothing is begun."""
+    for words, said in ((("save", "port:/x"), "takes GUEST FILE"),
+                        (("save", "port:/x", "f", "--record"), "--record goes with --live"),
+                        (("save", "port:/x", "f", "--lazy"), "does not know --lazy"),
+                        (("restore", "port:/x", "f", "--live"), "does not know --live"),
+                        (("restore", "nothing", "f"), "qmp:"),
+                        (("save", "port:/x", "x" * 600), "too long"),
+                        (("inspect",), "takes FILE")):
+        run = lab.run(*words).check_code(2)
+        check(said in run.stderr, "'%s' is not in: %s", said, run.stderr)
+    run = lab.run("inspect", "/dev/null").check_code(1)
+    check("/dev/null is no file" in run.stderr, "inspect: %s", run.stderr)
 
 
 if __name__ == "__main__":

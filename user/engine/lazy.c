@@ -376,13 +376,14 @@ int ferry_lazy_load(struct ferry_lazy *lazy, struct ferry_guest *guest, struct f
 	return -lazy->err.errnum;
 }
 
-void ferry_lazy_started(struct ferry_lazy *lazy, bool announce)
+void ferry_lazy_started(struct ferry_lazy *lazy)
 {
 	pthread_mutex_lock(&lazy->lock);
 	lazy->prefetch = true;
 	pthread_cond_broadcast(&lazy->changed);
 	pthread_mutex_unlock(&lazy->lock);
-	ferry_incoming_started(&lazy->incoming, announce);
+	/* The network is told at the end: a monitor that waits for a page would be waited for. */
+	ferry_incoming_started(&lazy->incoming, false);
 }
 
 int ferry_lazy_wait(struct ferry_lazy *lazy, struct ferry_error *err)

@@ -67,7 +67,7 @@ int ferry_lazy_adopt(struct ferry_lazy *lazy, struct ferry_ram *ram, struct ferr
 int ferry_lazy_load(struct ferry_lazy *lazy, struct ferry_guest *guest, struct ferry_error *err);
 
 /** ferry_lazy_started() - the guest runs: read on ahead of it. */
-void ferry_lazy_started(struct ferry_lazy *lazy, bool announce);
+void ferry_lazy_started(struct ferry_lazy *lazy);
 
 /** ferry_lazy_wait() - until all is here. Return: 0; -errno a reader failed, others may go on. */
 int ferry_lazy_wait(struct ferry_lazy *lazy, struct ferry_error *err);

@@ -276,7 +276,7 @@ static void restore_fail(struct restore *s, struct ferry_error *why, struct ferr
 }
 
 /* It runs, with all its memory: all that is left is to leave its VMM alone. */
-static void restore_own(struct restore *s, bool announce, struct ferry_outcome *out)
+static void restore_own(struct restore *s, struct ferry_outcome *out)
 {
 	struct ferry_job *job = s->job;
 	struct ferry_error err = { 0 };
@@ -287,7 +287,7 @@ static void restore_own(struct restore *s, bool announce, struct ferry_outcome *
 	out->where = FERRY_WHERE_DESTINATION;
 	out->exit_code = 0;
 	ferry_job_move(job, FERRY_STATE_COMPLETED, NULL);
-	if (announce && !job->record.guest_paused)
+	if (!job->record.guest_paused)
 		s->guest->ops->announce(s->guest);
 	if (s->guest->ops->undo(s->guest, true, &err))
 		ferry_log_warn("the guest runs, but its VMM is not as it was: %s", err.text);
@@ -343,7 +343,7 @@ static void restore_halt(struct restore *s, const struct ferry_error *why,
 }
 
 /* The guest runs and lacks pages: until they are here. Return: true when they are. */
-static bool restore_follow(struct restore *s, bool announce, struct ferry_outcome *out)
+static bool restore_follow(struct restore *s, struct ferry_outcome *out)
 {
 	struct ferry_job *job = s->job;
 	struct ferry_error err = { 0 };
@@ -354,7 +354,7 @@ static bool restore_follow(struct restore *s, bool announce, struct ferry_outcom
 		job->record.phase = FERRY_PHASE_RAN_LACKS;
 	}
 	ferry_job_move(job, FERRY_STATE_POSTCOPY_ACTIVE, NULL);
-	ferry_lazy_started(&s->lazy, announce && !job->record.guest_paused);
+	ferry_lazy_started(&s->lazy);
 	if (ferry_lazy_wait(&s->lazy, &err)) {
 		restore_halt(s, &err, out);
 		return false;
@@ -382,8 +382,8 @@ static void restore_start(struct restore *s, struct ferry_outcome *out)
 	if (r) {
 		restore_end_lazy(s, false);
 		restore_stuck(s, &err, out);
-	} else if (!was_lazy || restore_follow(s, true, out)) {
-		restore_own(s, !was_lazy, out);
+	} else if (!was_lazy || restore_follow(s, out)) {
+		restore_own(s, out);
 	}
 }
 
@@ -474,13 +474,13 @@ static void recover_running(struct restore *s, struct ferry_outcome *out)
 	}
 	ferry_job_move(s->job, FERRY_STATE_POSTCOPY_RECOVER_SETUP, NULL);
 	ferry_job_move(s->job, FERRY_STATE_POSTCOPY_RECOVER, NULL);
-	if (!restore_follow(s, false, out))
+	if (!restore_follow(s, out))
 		return;
 	r = ferry_open_guest(s->job, FERRY_GUEST_DESTINATION, &s->guest, &err);
 	if (r)
 		restore_stuck(s, &err, out);
 	else
-		restore_own(s, true, out);
+		restore_own(s, out);
 }
 
 /* Accepted: it runs, or can be started. */
@@ -521,7 +521,7 @@ void ferry_restore_recover(struct ferry_job *job, struct ferry_outcome *out)
 		if (ferry_open_guest(job, FERRY_GUEST_DESTINATION, &s.guest, &err))
 			restore_stuck(&s, &err, out);
 		else
-			restore_own(&s, true, out);
+			restore_own(&s, out);
 		break;
 	default:
 		ferry_open_guest(job, FERRY_GUEST_DESTINATION, &s.guest, NULL);
