@@ -2,23 +2,26 @@
 #ifndef FERRY_ENGINE_HOLES_H
 #define FERRY_ENGINE_HOLES_H
 
-#include <time.h>
+#include <stdbool.h>
+#include <stdint.h>
 
 #include "base/error.h"
 #include "ram/bitmap.h"
 #include "ram/ram.h"
 
 /*
- * Which pages are holes, found out while the guest is stopped at the price of a stat(2) and
- * not of a walk over all of RAM: the walk is made before, and stands as long as the file's
- * change time does. That also changes with the first write to a page after a scan, so this helps
- * guests that are idle, and costs others nothing but the walk.
+ * Which pages are holes, found out while the guest is stopped without a walk over all of RAM:
+ * the walk is made before, and the memory file's number of blocks tells whether it still holds.
  */
+struct ferry_holes_count {
+	uint64_t pages; /* in ferry_holes.data */
+	bool stands;	/* and in the file */
+};
+
 struct ferry_holes {
 	const struct ferry_ram *ram;
-	struct ferry_bitmap data;  /* was not a hole at the last look */
-	struct timespec *changed;  /* change time of each block's file, from before that look */
-	bool *stands;		   /* a later hole would show in it */
+	struct ferry_bitmap data; /* was not a hole at the last look */
+	struct ferry_holes_count *counts; /* one a block */
 };
 
 /** ferry_holes_init() - nothing is known. Return: 0 or -ENOMEM; free it in any case. */
@@ -26,8 +29,8 @@ int ferry_holes_init(struct ferry_holes *holes, const struct ferry_ram *ram);
 
 void ferry_holes_free(struct ferry_holes *holes);
 
-/** ferry_holes_known() - does what the last look saw in this block still hold? */
-bool ferry_holes_known(const struct ferry_holes *holes, unsigned int block);
+/** ferry_holes_known() - is what the last look saw data in this block still? New data is noted. */
+bool ferry_holes_known(struct ferry_holes *holes, unsigned int block);
 
 /** ferry_holes_look() - walk over the blocks of which nothing is known. Return: 0 or -errno. */
 int ferry_holes_look(struct ferry_holes *holes, struct ferry_error *err);

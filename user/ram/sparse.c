@@ -40,3 +40,14 @@ int ferry_sparse_next(const struct ferry_ram_block *block, uint64_t *page, uint6
 	*pages = last - first;
 	return 1;
 }
+
+int ferry_sparse_first(const struct ferry_ram_block *block, uint64_t *page, uint64_t end_page)
+{
+	off_t base = (off_t)block->fd_off_bytes;
+	off_t data = lseek(block->fd, base + (off_t)(*page << FERRY_PAGE_SHIFT), SEEK_DATA);
+
+	if (data < 0)
+		return errno == ENXIO ? 0 : -errno;
+	*page = (uint64_t)(data - base) >> FERRY_PAGE_SHIFT;
+	return *page < end_page;
+}

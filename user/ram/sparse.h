@@ -19,4 +19,13 @@
 int ferry_sparse_next(const struct ferry_ram_block *block, uint64_t *page, uint64_t *pages,
 		      uint64_t end_page);
 
+/**
+ * ferry_sparse_first() - the first page from *@page on, before @end_page, that is not a hole
+ *
+ * What comes behind it is not looked at: ferry_sparse_next() takes time for each page of data.
+ *
+ * Return: 1 found, 0 none, -errno.
+ */
+int ferry_sparse_first(const struct ferry_ram_block *block, uint64_t *page, uint64_t end_page);
+
 #endif
