@@ -617,6 +617,9 @@ static const struct bad bads[] = {
 	  { ZERO_EXTENT(0, 0, 1), ZERO_EXTENT(0, 1, 1) }, 0, 40 },
 	{ "inside packet 0 of round 1", -EPIPE, { .extents = 1, .round = 1, .data_bytes = 4096 },
 	  { { .pages = 1, .data_bytes = 4096 } }, 0, 56 },
+	{ "inside packet 0 of round 1", -EPIPE, /* so many are not read into a buffer first */
+	  { .extents = 1, .round = 1, .data_bytes = 131072 },
+	  { { .pages = 32, .data_bytes = 131072 } }, 0, 56 },
 };
 
 static void garbage(void **state)
@@ -646,6 +649,35 @@ static void garbage(void **state)
 		expect_error(rig, r, b->says);
 		expect_error(rig, r, "multifd channel 0: ");
 		assert_int_equal(allocated_pages(&rig->to), 0);
+		assert_int_equal(ferry_bitmap_count(&rig->received), 0);
+		free_rig(rig);
+	}
+}
+
+/* Memory that cannot be written, met on both ways into it. */
+static void memory_refuses(void **state)
+{
+	unsigned int pages;
+
+	(void)state;
+	for (pages = 1; pages <= 64; pages += 63) {
+		struct rig *rig = make_rig(1, false);
+		int fd = memfd_create("ferry-sealed", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+		uint64_t p;
+		int r;
+
+		assert_int_equal(ftruncate(fd, (off_t)rig->to.blocks[0].size_bytes), 0);
+		assert_int_equal(fcntl(fd, F_ADD_SEALS, F_SEAL_WRITE), 0);
+		close(rig->to.blocks[0].fd);
+		rig->to.blocks[0].fd = fd;
+		for (p = 0; p < pages; p++)
+			write_page(rig, 0, p, 1);
+		start_send(rig, NULL, NULL);
+		start_recv(rig);
+		queue(rig, 0, 0, pages, false);
+		r = ferry_multifd_recv_wait(rig->recv, 1, soon(), &rig->err);
+		assert_int_equal(r, -EPERM);
+		expect_error(rig, r, "multifd channel 0: writing to memory block 'block0': Oper");
 		assert_int_equal(ferry_bitmap_count(&rig->received), 0);
 		free_rig(rig);
 	}
@@ -984,6 +1016,7 @@ int main(void)
 		cmocka_unit_test(dead_source),
 		cmocka_unit_test(source_goes_after_round),
 		cmocka_unit_test(garbage),
+		cmocka_unit_test(memory_refuses),
 		cmocka_unit_test(watched),
 		cmocka_unit_test(packed),
 		cmocka_unit_test(rate_counts_what_is_on_the_wire),
