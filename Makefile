@@ -11,6 +11,7 @@
 # make bench              all benchmarks, one after the other:
 # make bench-compress     what --compress and --checksum cost and gain
 # make bench-precopy      precopy against QEMU's own, GiB/s, CPU time and downtime
+# make bench-postcopy     page faults and background of postcopy against QEMU's own
 # make bench-kmod         what it costs to learn which pages were written; KERNEL=6.12
 #
 # Single suites, each printing TAP: unit, asan, tsan, fuzz, tidy, layers, model.
@@ -204,7 +205,7 @@ demo:
 
 # --- benchmarks: a table each, and lines "ratio NAME: MEDIAN (MIN..MAX)" at its end ---
 
-benches := bench-compress bench-precopy bench-kmod
+benches := bench-compress bench-precopy bench-postcopy bench-kmod
 
 # One at a time whatever -j says.
 .PHONY: bench $(benches)
@@ -219,6 +220,12 @@ bench-precopy: $(O)/ferry $(O)/ferry-vmm
 	@selftests/qemu/qemu.sh 11.1 > /dev/null
 	@FERRY=$(abspath $(O))/ferry FERRY_VMM=$(abspath $(O))/ferry-vmm \
 		python3 selftests/bench/precopy.py $(BENCH)
+
+bench-postcopy: $(O)/ferry $(O)/ferry-vmm $(O)/selftests/bench/roundtrip
+	@selftests/qemu/qemu.sh 11.1 > /dev/null
+	@FERRY=$(abspath $(O))/ferry FERRY_VMM=$(abspath $(O))/ferry-vmm \
+		ROUNDTRIP=$(abspath $(O))/selftests/bench/roundtrip \
+		python3 selftests/bench/postcopy.py $(BENCH)
 
 bench-kmod:
 	@O='$(O)' selftests/bench/kmod.sh $(KERNEL)

@@ -60,6 +60,12 @@ def moves(lab, when, args, mode):
     check(recv.result["faults"] > 0, "nobody waited for a page: %s", recv.result)
     check(recv.result["blocktime_ns"] > 0, "waits took no time: %s", recv.result)
     check_equal(sum(recv.result["fault_us"]) > 0, True, "a histogram of waits")
+    check(0 < recv.result["fault_p50_ns"] <= recv.result["fault_p99_ns"], "percentiles of waits")
+    threads = recv.result["blocktime_threads"]
+    check_equal(sum(t["ns"] for t in threads), recv.result["blocktime_ns"], "blocktime by threads")
+    for ferry in (send, recv):
+        check(ferry.result["fault_pages"] > 0 and ferry.result["background_pages"] > 0,
+              "pages by fault and by background: %s", ferry.result)
     check(send.result["fault_pages"] <= send.result["faults"], "more was sent than asked for")
 
 

@@ -572,9 +572,35 @@ static void waits_are_counted(void **state)
 	ferry_fault_waits_free(&w);
 }
 
+/* To an eighth of what they are, from the top. */
+static void waits_in_percent(void **state)
+{
+	struct ferry_fault_waits w = { 0 };
+	uint64_t i, p;
+
+	(void)state;
+	assert_int_equal(ferry_fault_waits_percentile(&w, 50), 0);
+	for (i = 1; i <= 100; i++) {
+		assert_true(ferry_fault_waits_add(&w, 0, i, 1, 0));
+		assert_int_equal(ferry_fault_waits_end(&w, 0, i, 1, i * 1000), 1);
+	}
+	p = ferry_fault_waits_percentile(&w, 50);
+	assert_in_range(p, 50000, 50000 * 9 / 8);
+	p = ferry_fault_waits_percentile(&w, 99);
+	assert_in_range(p, 99000, 99000 * 9 / 8);
+	assert_in_range(ferry_fault_waits_percentile(&w, 1), 1000, 1125);
+	assert_true(ferry_fault_waits_add(&w, 0, 1, 1, 0));
+	assert_int_equal(ferry_fault_waits_end(&w, 0, 1, 1, UINT64_MAX), 1);
+	assert_true(ferry_fault_waits_percentile(&w, 100) > 1ull << 40);
+	assert_true(ferry_fault_waits_add(&w, 0, 1, 1, 7));
+	assert_int_equal(ferry_fault_waits_end(&w, 0, 1, 1, 7), 1);
+	ferry_fault_waits_free(&w);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(waits_in_percent),
 		cmocka_unit_test_setup_teardown(states, setup, teardown),
 		cmocka_unit_test_setup_teardown(probe, setup, teardown),
 		cmocka_unit_test_setup_teardown(absent_page_is_asked_for_once, setup, teardown),

@@ -190,6 +190,26 @@ static void report_cpr_completed(const struct ferry_record *record, const struct
 	report_write(line);
 }
 
+/* What the guest had to wait for; only its side knows how long. */
+static void report_postcopy(const struct ferry_record *record, const struct ferry_stats *st)
+{
+	char line[512];
+	int n;
+
+	n = snprintf(line, sizeof(line), "%s: %s: %llu pages came because they were asked for, %llu in "
+		     "the background", record->id, ferry_mode_name(st->mode),
+		     (unsigned long long)st->fault_pages, (unsigned long long)st->background_pages);
+	if (st->blocktime_ns)
+		n += snprintf(line + n, sizeof(line) - (size_t)n,
+			      "; %llu waits of %.1f ms in all, half of them below %.0f us, 99 %% below "
+			      "%.0f us, the longest %.0f us",
+			      (unsigned long long)st->faults, (double)st->blocktime_ns / 1e6,
+			      (double)st->fault_p50_ns / 1e3, (double)st->fault_p99_ns / 1e3,
+			      (double)st->blocktime_max_ns / 1e3);
+	snprintf(line + n, sizeof(line) - (size_t)n, "\n");
+	report_write(line);
+}
+
 static void report_completed(const struct ferry_record *record, const struct ferry_stats *st)
 {
 	double s = (double)st->total_ns / 1e9;
@@ -208,6 +228,8 @@ static void report_completed(const struct ferry_record *record, const struct fer
 		 (double)st->downtime_ns / 1e6, st->tracker[0] ? st->tracker : "at the source",
 		 st->verified ? ", RAM verified equal" : "");
 	report_write(line);
+	if (st->mode == FERRY_MODE_POSTCOPY || st->mode == FERRY_MODE_HYBRID)
+		report_postcopy(record, st);
 }
 
 static void report_file_completed(const struct ferry_record *record, const struct ferry_stats *st)

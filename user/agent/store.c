@@ -50,6 +50,23 @@ static void put_histogram(struct json_object *o, const struct ferry_stats *st)
 	json_object_object_add(o, "fault_us", list);
 }
 
+static void put_threads(struct json_object *o, const struct ferry_stats *st)
+{
+	struct json_object *list = json_object_new_array();
+	unsigned int i;
+
+	for (i = 0; i < FERRY_STATS_THREADS && st->threads[i].tid; i++) {
+		struct json_object *t = json_object_new_object();
+
+		put_u64(t, "tid", (uint64_t)st->threads[i].tid);
+		put_u64(t, "faults", st->threads[i].faults);
+		put_u64(t, "ns", st->threads[i].wait_ns);
+		put_u64(t, "max_ns", st->threads[i].max_ns);
+		json_object_array_add(list, t);
+	}
+	json_object_object_add(o, "blocktime_threads", list);
+}
+
 void ferry_store_stats(struct json_object *o, const struct ferry_stats *st)
 {
 	put_u64(o, "total_ns", st->total_ns);
@@ -62,12 +79,14 @@ void ferry_store_stats(struct json_object *o, const struct ferry_stats *st)
 	put_u64(o, "device_bytes", st->device_bytes);
 	put_u64(o, "faults", st->faults);
 	put_u64(o, "fault_pages", st->fault_pages);
+	put_u64(o, "background_pages", st->background_pages);
 	put_u64(o, "missing_pages", st->missing_pages);
 	put_u64(o, "waiting", st->waiting);
 	put_u64(o, "blocktime_ns", st->blocktime_ns);
 	put_u64(o, "blocktime_max_ns", st->blocktime_max_ns);
-	put_u64(o, "fault_p50_us", ferry_stats_fault_us(st, 50));
-	put_u64(o, "fault_p99_us", ferry_stats_fault_us(st, 99));
+	put_u64(o, "fault_p50_ns", st->fault_p50_ns);
+	put_u64(o, "fault_p99_ns", st->fault_p99_ns);
+	put_threads(o, st);
 	put_histogram(o, st);
 	put_u64(o, "suspect_pages", st->suspect_pages);
 	put_u64(o, "suspect_copied", st->suspect_copied);
@@ -235,6 +254,9 @@ static void decode_stats(struct json_object *o, struct ferry_stats *st)
 	st->device_bytes = get_u64(o, "device_bytes");
 	st->faults = get_u64(o, "faults");
 	st->fault_pages = get_u64(o, "fault_pages");
+	st->background_pages = get_u64(o, "background_pages");
+	st->fault_p50_ns = get_u64(o, "fault_p50_ns");
+	st->fault_p99_ns = get_u64(o, "fault_p99_ns");
 	st->missing_pages = get_u64(o, "missing_pages");
 	st->blocktime_ns = get_u64(o, "blocktime_ns");
 	st->blocktime_max_ns = get_u64(o, "blocktime_max_ns");

@@ -140,6 +140,15 @@ void ferry_incoming_init(struct ferry_incoming *in, struct ferry_job *job, int w
 	ferry_page_asker_init(&in->asker);
 }
 
+/* What a fault channel has brought. */
+static uint64_t line_pages(struct ferry_multifd_recv *line)
+{
+	struct ferry_multifd_recv_stats stats;
+
+	ferry_multifd_recv_stats(line, &stats);
+	return stats.normal_pages + stats.zero_pages;
+}
+
 static void set_line(struct ferry_incoming *in, struct ferry_multifd_recv *line)
 {
 	struct ferry_multifd_recv *old;
@@ -148,6 +157,8 @@ static void set_line(struct ferry_incoming *in, struct ferry_multifd_recv *line)
 	old = in->line;
 	in->line = line;
 	pthread_mutex_unlock(&in->job->lock);
+	if (old)
+		in->line_pages += line_pages(old);
 	ferry_multifd_recv_free(old);
 }
 
@@ -209,20 +220,37 @@ uint64_t ferry_incoming_missing(const struct ferry_incoming *in)
 
 void ferry_incoming_stats(struct ferry_incoming *in)
 {
+	struct ferry_fault_thread threads[FERRY_STATS_THREADS] = { 0 };
+	struct ferry_stats *out = &in->job->stats;
 	struct ferry_fault_stats st;
 	unsigned int i;
 
 	if (!in->fault)
 		return;
 	ferry_fault_stats(in->fault, &st);
+	ferry_fault_threads(in->fault, threads, FERRY_STATS_THREADS);
 	pthread_mutex_lock(&in->job->lock);
-	in->job->stats.faults = st.wanted;
-	in->job->stats.blocktime_ns = st.total_wait_ns;
-	in->job->stats.blocktime_max_ns = st.max_wait_ns;
-	in->job->stats.waiting = st.waiting;
-	in->job->stats.missing_pages = ferry_fault_pages_missing(&in->pages);
+	out->faults = st.wanted;
+	out->blocktime_ns = st.total_wait_ns;
+	out->blocktime_max_ns = st.max_wait_ns;
+	out->waiting = st.waiting;
+	out->fault_p50_ns = st.p50_ns;
+	out->fault_p99_ns = st.p99_ns;
+	out->missing_pages = ferry_fault_pages_missing(&in->pages);
+	out->fault_pages = in->line_pages + (in->line ? line_pages(in->line) : 0);
+	out->background_pages = in->lacked - out->missing_pages;
+	/* Some come both ways; some of the line's are dropped then. */
+	out->background_pages -= out->fault_pages < out->background_pages ? out->fault_pages :
+									      out->background_pages;
 	for (i = 0; i < FERRY_STATS_BUCKETS && i < FERRY_FAULT_BUCKETS; i++)
-		in->job->stats.fault_us[i] = st.histogram[i];
+		out->fault_us[i] = st.histogram[i];
+	for (i = 0; i < FERRY_STATS_THREADS; i++)
+		out->threads[i] = (struct ferry_stats_thread){
+			.tid = (int)threads[i].tid,
+			.faults = threads[i].faults,
+			.wait_ns = threads[i].wait_ns,
+			.max_ns = threads[i].max_ns,
+		};
 	pthread_mutex_unlock(&in->job->lock);
 }
 
@@ -347,6 +375,7 @@ int ferry_incoming_arm(struct ferry_incoming *in, bool adopted, pid_t vmm,
 	};
 	unsigned int i;
 
+	in->lacked = ferry_fault_pages_missing(&in->pages);
 	in->addrs = calloc(in->ram->count, sizeof(*in->addrs));
 	if (!in->addrs)
 		return ferry_error_set(err, ENOMEM, "out of memory");

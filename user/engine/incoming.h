@@ -39,6 +39,8 @@ struct ferry_incoming {
 	enum ferry_incoming_step step; /* atomic */
 	struct ferry_multifd_sink sink;
 	struct ferry_page_asker asker;
+	uint64_t line_pages; /* by lines that have ended */
+	uint64_t lacked;     /* pages that were missing when this worker began to serve */
 	struct ferry_multifd_recv *line; /* what comes on the fault channel; changed with job->lock */
 
 	/* Where pages come from that no source sends: a file. Called by the fault thread. */

@@ -135,6 +135,8 @@ static void publish(struct ferry_pager *p)
 	job->stats.zero_pages = p->sent.zero_pages + sent.zero_pages + served.zero_pages;
 	job->stats.faults = p->requests + served.requests;
 	job->stats.fault_pages = p->fault_pages + served.pages;
+	job->stats.background_pages = job->stats.normal_pages + job->stats.zero_pages -
+				      job->stats.fault_pages - p->precopied;
 	job->stats.missing_pages = left;
 	job->progress.sent_bytes = job->stats.sent_bytes;
 	job->progress.round_pages = p->total_pages;
@@ -270,11 +272,14 @@ static int start_server(struct ferry_pager *p, struct ferry_error *err)
 int ferry_pager_switch(struct ferry_pager *p, struct ferry_copy *copy, struct ferry_link *link,
 		       struct ferry_error *err)
 {
+	struct ferry_multifd_send_stats before;
 	int r = send_discards(p, link, err);
 
 	if (r)
 		return r;
 	ferry_multifd_send_watch(copy->pool, false);
+	ferry_multifd_send_stats(copy->pool, &before);
+	p->precopied = before.normal_pages + before.zero_pages;
 	set_channels(p, copy->pool, NULL);
 	copy->pool = NULL;
 	return start_server(p, err);

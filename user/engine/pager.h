@@ -41,6 +41,7 @@ struct ferry_pager {
 	int fault_fd; /* connected, not served yet */
 	struct ferry_multifd_send_stats sent; /* by pools and servers that have ended */
 	uint64_t fault_pages, requests;
+	uint64_t precopied; /* pages sent before the switch, by the pool that goes on */
 };
 
 /** ferry_pager_init() - nothing is left. Return: 0 or -ENOMEM. ferry_pager_free() in any case. */

@@ -32,18 +32,3 @@ int ferry_mode_parse(const char *name)
 			return i;
 	return -EINVAL;
 }
-
-uint64_t ferry_stats_fault_us(const struct ferry_stats *stats, unsigned int percent)
-{
-	uint64_t all = 0, below = 0;
-	unsigned int i;
-
-	for (i = 0; i < FERRY_STATS_BUCKETS; i++)
-		all += stats->fault_us[i];
-	for (i = 0; i < FERRY_STATS_BUCKETS; i++) {
-		below += stats->fault_us[i];
-		if (all && below * 100 >= all * percent)
-			return 1ull << i;
-	}
-	return 0;
-}

@@ -18,6 +18,15 @@ enum ferry_mode {
 	FERRY_MODE_COUNT,
 };
 
+/* How long one thread of the guest has waited for pages. */
+struct ferry_stats_thread {
+	int tid;
+	uint64_t faults;
+	uint64_t wait_ns;
+	uint64_t max_ns;
+};
+
+#define FERRY_STATS_THREADS 16
 #define FERRY_STATS_BUCKETS 32 /* bucket i counts waits below 2^i us */
 
 /* The numbers of one migration, as the last JSON object gives them. */
@@ -32,11 +41,14 @@ struct ferry_stats {
 	uint64_t device_bytes;
 	uint64_t faults; /* destination: of missing pages; source: requests */
 	uint64_t fault_pages;	     /* sent for requests */
+	uint64_t background_pages;   /* sent without, after the switch */
 	uint64_t missing_pages;	     /* that are not at the destination yet */
 	uint64_t waiting;	     /* threads that wait for one now */
 	uint64_t blocktime_ns;	     /* over all waits that ended */
 	uint64_t blocktime_max_ns;
 	uint64_t fault_us[FERRY_STATS_BUCKETS]; /* of these waits */
+	uint64_t fault_p50_ns, fault_p99_ns;
+	struct ferry_stats_thread threads[FERRY_STATS_THREADS]; /* the longest waits; tid 0 none */
 	enum ferry_mode mode;
 	uint64_t suspect_pages;	     /* most at one time */
 	uint64_t suspect_copied;     /* recopied because DMA had changed them */
@@ -66,8 +78,5 @@ const char *ferry_mode_name(enum ferry_mode mode);
 
 /** ferry_mode_parse() - Return: the mode of that name, or -EINVAL. */
 int ferry_mode_parse(const char *name);
-
-/** ferry_stats_fault_us() - the wait that @percent of all waits stay below, in us; 0 no waits. */
-uint64_t ferry_stats_fault_us(const struct ferry_stats *stats, unsigned int percent);
 
 #endif

@@ -338,6 +338,8 @@ void ferry_fault_stats(struct ferry_fault *f, struct ferry_fault_stats *stats)
 	pthread_mutex_lock(&f->lock);
 	*stats = f->waits.stats;
 	stats->waiting = f->waits.count;
+	stats->p50_ns = ferry_fault_waits_percentile(&f->waits, 50);
+	stats->p99_ns = ferry_fault_waits_percentile(&f->waits, 99);
 	pthread_mutex_unlock(&f->lock);
 }
 

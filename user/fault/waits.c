@@ -41,6 +41,30 @@ static struct ferry_fault_thread *thread_of(struct ferry_fault_waits *w, pid_t t
 	return w->n_threads ? &w->threads[w->n_threads - 1] : NULL;
 }
 
+/* Its place among steps of an eighth of a doubling. */
+static unsigned int fine_of(uint64_t ns)
+{
+	unsigned int log = ns < 8 ? 3 : 63 - (unsigned int)__builtin_clzll(ns);
+	unsigned int at = (log - 3) * 8 + (unsigned int)(ns >> (log - 3) & 7);
+
+	return at < FERRY_FAULT_FINE ? at : FERRY_FAULT_FINE - 1;
+}
+
+uint64_t ferry_fault_waits_percentile(const struct ferry_fault_waits *w, unsigned int percent)
+{
+	uint64_t all = 0, below = 0;
+	unsigned int i;
+
+	for (i = 0; i < FERRY_FAULT_FINE; i++)
+		all += w->fine[i];
+	for (i = 0; all && i < FERRY_FAULT_FINE; i++) {
+		below += w->fine[i];
+		if (below * 100 >= all * percent)
+			return (9ull + i % 8) << (i / 8);
+	}
+	return 0;
+}
+
 static void account(struct ferry_fault_waits *w, const struct ferry_fault_wait *wait,
 		    uint64_t now_ns)
 {
@@ -53,6 +77,7 @@ static void account(struct ferry_fault_waits *w, const struct ferry_fault_wait *
 		bucket++;
 	}
 	w->stats.histogram[bucket]++;
+	w->fine[fine_of(ns)]++;
 	w->stats.total_wait_ns += ns;
 	if (ns > w->stats.max_wait_ns)
 		w->stats.max_wait_ns = ns;

@@ -7,6 +7,9 @@
 
 #include "fault/serve.h"
 
+/* Eight steps for each doubling: a percentile is told to 12 %. */
+#define FERRY_FAULT_FINE (40 * 8)
+
 /*
  * Who waits for which page since when, and how long they waited. A guest has a few
  * threads and each waits for one page, so the list is short. Not locked: the caller does.
@@ -23,7 +26,8 @@ struct ferry_fault_waits {
 	unsigned int count, room;
 	struct ferry_fault_thread *threads;
 	unsigned int n_threads, threads_room;
-	struct ferry_fault_stats stats; /* but for "waiting", which is count */
+	struct ferry_fault_stats stats; /* but for "waiting", which is count, and percentiles */
+	uint64_t fine[FERRY_FAULT_FINE];
 };
 
 /**
@@ -38,6 +42,9 @@ bool ferry_fault_waits_add(struct ferry_fault_waits *w, unsigned int block, uint
 /** ferry_fault_waits_end() - these pages are there. Return: how many waited. */
 unsigned int ferry_fault_waits_end(struct ferry_fault_waits *w, unsigned int block,
 				   uint64_t first, uint64_t pages, uint64_t now_ns);
+
+/** ferry_fault_waits_percentile() - the wait in ns that @percent of all that ended stayed below */
+uint64_t ferry_fault_waits_percentile(const struct ferry_fault_waits *w, unsigned int percent);
 
 void ferry_fault_waits_free(struct ferry_fault_waits *w);
 
