@@ -164,11 +164,15 @@ static void refused(void **state)
 		{ "--spill here", "--spill here: it takes the full path of a folder" },
 		{ "--fast", "ferry send does not know --fast; 'ferry send --help' shows what it "
 			    "takes" },
-		{ "--fast=1", "ferry send does not know --fast=1; 'ferry send --help' shows what it "
+		{ "--fast=1", "ferry send does not know --fast; 'ferry send --help' shows what it "
 			      "takes" },
 		{ "-x", "ferry send does not know -x; 'ferry send --help' shows what it takes" },
-		{ "--chan 2", "ferry send does not know --chan; 'ferry send --help' shows what it "
-			      "takes" },
+		{ "--chan 2", "ferry send does not know --chan; did you mean --channels?; 'ferry send "
+			      "--help' shows what it takes" },
+		{ "--chanels=2", "ferry send does not know --chanels; did you mean --channels?; "
+				 "'ferry send --help' shows what it takes" },
+		{ "--vreify", "ferry send does not know --vreify; did you mean --verify?; 'ferry send "
+			      "--help' shows what it takes" },
 		{ "a b c d e", "too many words for ferry send: 'e'" },
 	};
 	struct ferry_error err;

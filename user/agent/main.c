@@ -4,6 +4,7 @@
 
 #include "agent/command.h"
 #include "agent/guardian.h"
+#include "agent/nearest.h"
 #include "base/log.h"
 
 struct command {
@@ -95,6 +96,7 @@ static int run_command(const struct command *c, int argc, char **argv)
 
 int main(int argc, char **argv)
 {
+	struct ferry_nearest meant = { 0 };
 	size_t i;
 
 	if (argc < 2) {
@@ -115,6 +117,12 @@ int main(int argc, char **argv)
 	for (i = 0; i < sizeof(commands) / sizeof(commands[0]); i++)
 		if (!strcmp(argv[1], commands[i].name))
 			return run_command(&commands[i], argc - 2, argv + 2);
-	ferry_log_error("there is no command '%s'; 'ferry --help' lists them", argv[1]);
+	meant.word = argv[1];
+	meant.length = strlen(argv[1]);
+	for (i = 0; i < sizeof(commands) / sizeof(commands[0]); i++)
+		ferry_nearest_try(&meant, commands[i].name);
+	ferry_log_error("there is no command '%s'%s%s%s; 'ferry --help' lists them", argv[1],
+			meant.best ? "; did you mean '" : "", meant.best ? meant.best : "",
+			meant.best ? "'?" : "");
 	return FERRY_EXIT_USAGE;
 }

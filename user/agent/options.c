@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "agent/nearest.h"
 #include "wire/wire.h"
 
 #define OPTIONS_MAX_TIMEOUT_S 86400
@@ -240,20 +241,35 @@ static const struct option_spec *option_find(const char *word, size_t len)
 	return NULL;
 }
 
+static int option_unknown(const char *command, unsigned int takes, const char *word, size_t len,
+			  struct ferry_error *err)
+{
+	struct ferry_nearest meant = { .word = word, .length = len };
+	size_t i;
+
+	for (i = 0; i < sizeof(option_specs) / sizeof(option_specs[0]); i++)
+		if (option_specs[i].takes & (takes | FERRY_TAKES_ALL))
+			ferry_nearest_try(&meant, option_specs[i].name);
+	return ferry_error_set(err, EINVAL, "ferry %s does not know %.*s%s%s%s; 'ferry %s --help' "
+			       "shows what it takes", command, (int)len, word,
+			       meant.best ? "; did you mean " : "", meant.best ? meant.best : "",
+			       meant.best ? "?" : "", command);
+}
+
 /* One option, at argv[*at]. */
 static int option_take(const char *command, unsigned int takes, int argc, char **argv, int *at,
 		       struct ferry_args *args, struct ferry_error *err)
 {
 	const char *word = argv[*at], *eq = strchr(word, '='), *value = NULL;
 	const struct option_spec *spec;
+	size_t len;
 
 	if (!strcmp(word, "-h"))
 		word = "--help";
-	spec = option_find(word, eq ? (size_t)(eq - word) : strlen(word));
+	len = eq ? (size_t)(eq - word) : strlen(word);
+	spec = option_find(word, len);
 	if (!spec || !(spec->takes & (takes | FERRY_TAKES_ALL)))
-		return ferry_error_set(err, EINVAL,
-				       "ferry %s does not know %s; 'ferry %s --help' shows what it "
-				       "takes", command, word, command);
+		return option_unknown(command, takes, word, len, err);
 	if (spec->value) {
 		value = eq ? eq + 1 : *at + 1 < argc ? argv[++*at] : NULL;
 		if (!value)
