@@ -308,6 +308,7 @@ class Qemu:
         return args
 
     def _start(self, command):
+        self.command = command
         extra = {}
         if self.user is not None:
             for path in [self.dir] + [os.path.join(self.dir, n) for n in os.listdir(self.dir)]:
@@ -348,13 +349,17 @@ class Qemu:
     def running(self):
         return self.status() == "running"
 
-    def kill(self):
+    def kill_process(self):
+        """End it, and leave the files of its RAM."""
         if self._monitor is not None:
             self._monitor.close()
         self._monitor = None
         if self.process is not None:
             self.process.kill()
             self.process.wait()
+
+    def kill(self):
+        self.kill_process()
         for path in self.ram_files:
             try:
                 os.unlink(path)
@@ -492,6 +497,8 @@ class Guest:
         return self
 
     def moved(self, qemu):
+        if qemu.ram_paths == self.qemu.ram_paths:  # the files go with the guest
+            qemu.ram_files, self.qemu.ram_files = self.qemu.ram_files, []
         self.qemu = qemu
         self.hosts.append(qemu)
 

@@ -176,6 +176,8 @@ class Vmm:
         if self.process is not None:
             self.process.wait()
 
+    kill_process = kill
+
     def diagnostics(self):
         return "--- ferry-vmm %s: %s\n%s%s\n" % (
             " ".join(self.args), "alive" if self.alive() else "ended %s" % self.process.returncode,

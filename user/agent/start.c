@@ -92,6 +92,9 @@ static int start_peer(const struct ferry_args *args, enum ferry_role role, bool 
 					       "moves from a QEMU to a QEMU (qmp:), or from one VMM "
 					       "with libferry to another (port:)",
 					       args->operands[0], args->to);
+		if (!strcmp(args->operands[0], args->to))
+			return ferry_error_set(err, EINVAL, "%s is the guest's own VMM: give --to the "
+					       "socket of the new one", args->to);
 		if (strlen(args->to) >= sizeof(record->uri))
 			return ferry_error_set(err, EINVAL, "the new VMM's path is too long");
 		strcpy(record->uri, args->to);
