@@ -156,13 +156,13 @@ static int set_started(struct tracker *t, bool on)
 
 /* ---- supported() ---- */
 
-/* Does it see one write, then none, then the next? */
+/* Does it see one write, then none, then the next: to the same page, and to another? */
 static int trial_scans(struct tracker *t, volatile uint8_t *mem, struct ferry_error *err)
 {
+	static const unsigned int writes[] = { 1, 0, 2 }; /* pages, from the first on */
 	struct ferry_extent found[2] = { { 0 } };
-	unsigned int i;
 
-	for (i = 0; i < 3; i++) {
+	for (unsigned int i = 0; i < sizeof(writes) / sizeof(writes[0]); i++) {
 		struct ferry_scan scan = {
 			.size = sizeof(scan),
 			.flags = FERRY_SCAN_CLEAR,
@@ -171,13 +171,13 @@ static int trial_scans(struct tracker *t, volatile uint8_t *mem, struct ferry_er
 			.max_extents = 2,
 		};
 
-		if (i != 1)
-			mem[(i / 2) * FERRY_PAGE_SIZE] = 1;
+		for (unsigned int page = 0; page < writes[i]; page++)
+			mem[page * FERRY_PAGE_SIZE] = (uint8_t)(i + 1);
 		if (ioctl(t->fd, FERRY_SCAN, &scan))
 			return ferry_error_set(err, errno, "trying out the kernel module: %s",
 					       strerror(errno));
-		if (scan.out_extents != (i != 1) ||
-		    (i != 1 && (found[0].first_page != i / 2 || found[0].npages != 1)))
+		if (scan.out_extents != (writes[i] != 0) ||
+		    (writes[i] && (found[0].first_page || found[0].npages != writes[i])))
 			return ferry_error_set(err, EOPNOTSUPP, "the kernel module does not tell "
 					       "written pages on this kernel: use another tracker");
 	}
