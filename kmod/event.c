@@ -326,11 +326,11 @@ struct get_all {
 static int dump_visit(struct ferry_tracker *tracker, void *arg)
 {
 	struct get_all *all = arg;
+	int err = message_fill(&all->message, tracker);
 
-	if (message_fill(&all->message, tracker))
-		return 1;
-	all->last = tracker->id;
-	return 0;
+	if (!err)
+		all->last = tracker->id;
+	return err;
 }
 
 /* Goes on by id: trackers that came or went between two buffers do no harm. */
@@ -347,7 +347,9 @@ static int get_dumpit(struct sk_buff *skb, struct netlink_callback *callback)
 		.last = callback->args[0],
 	};
 
-	ferry_tracker_visit(all.last, dump_visit, &all);
+	/* Nothing written is the end; so it must not be said when not even one found room. */
+	if (ferry_tracker_visit(all.last, dump_visit, &all) && !skb->len)
+		return -EMSGSIZE;
 	callback->args[0] = all.last;
 	return skb->len;
 }
