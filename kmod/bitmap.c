@@ -24,11 +24,6 @@
 #include "event.h"
 #include "tracker.h"
 
-static atomic_long_t *bitmap_word(struct ferry_tracker *tracker, unsigned long word)
-{
-	return (atomic_long_t *)&tracker->bitmap[word];
-}
-
 /**
  * ferry_bitmap_alloc - memory for a bitmap, charged to the caller's memory cgroup
  * @bytes: how much, whole pages
@@ -49,15 +44,6 @@ unsigned long *ferry_bitmap_alloc(size_t bytes)
 void ferry_bitmap_free(unsigned long *bitmap)
 {
 	vfree(bitmap);
-}
-
-static unsigned long set_bits(struct ferry_tracker *tracker, unsigned long word,
-			      unsigned long pages)
-{
-	/* Most often they are set already and the cache line need not be ours. */
-	if (!(pages & ~ferry_bitmap_peek(tracker, word)))
-		return 0;
-	return hweight_long(pages & ~atomic_long_fetch_or(pages, bitmap_word(tracker, word)));
 }
 
 /**
@@ -81,8 +67,8 @@ unsigned long ferry_bitmap_mark(struct ferry_tracker *tracker, unsigned long fir
 		unsigned long bit = first % BITS_PER_LONG;
 		unsigned long n = min(npages, BITS_PER_LONG - bit);
 
-		marked += set_bits(tracker, first / BITS_PER_LONG,
-				   GENMASK(bit + n - 1, bit));
+		marked += ferry_bitmap_set(tracker, first / BITS_PER_LONG,
+					   GENMASK(bit + n - 1, bit));
 		first += n;
 		npages -= n;
 	}
@@ -103,48 +89,6 @@ unsigned long ferry_bitmap_valid(const struct ferry_tracker *tracker, unsigned l
 	if (word == tracker->npages / BITS_PER_LONG)
 		return BIT(tracker->npages % BITS_PER_LONG) - 1;
 	return ~0UL;
-}
-
-/**
- * ferry_bitmap_take - clear bits, to be settled when their pages were protected
- * @tracker: the tracker
- * @word: index of a word
- * @pages: which of its bits
- *
- * A full barrier: a fault that finds a page noted already, because it looked before, has
- * the folio locked and is waited for by who protects the page afterwards.
- *
- * Context: tracker->lock held.
- * Return: those that were set.
- */
-unsigned long ferry_bitmap_take(struct ferry_tracker *tracker, unsigned long word,
-				unsigned long pages)
-{
-	lockdep_assert_held(&tracker->lock);
-	if (pages == ~0UL)
-		return atomic_long_xchg(bitmap_word(tracker, word), 0);
-	return atomic_long_fetch_andnot(pages, bitmap_word(tracker, word)) & pages;
-}
-
-/**
- * ferry_bitmap_settle - what became of the bits that were taken
- * @tracker: the tracker
- * @word: index of a word
- * @taken: what ferry_bitmap_take() returned
- * @kept: those that are to be set again; may have bits that were not taken
- *
- * Context: tracker->lock held.
- */
-void ferry_bitmap_settle(struct ferry_tracker *tracker, unsigned long word,
-			 unsigned long taken, unsigned long kept)
-{
-	long change = -(long)hweight_long(taken);
-
-	lockdep_assert_held(&tracker->lock);
-	if (kept)
-		change += set_bits(tracker, word, kept);
-	if (change)
-		ferry_event_dirty(tracker, change);
 }
 
 /* --- the live bitmap ------------------------------------------------------- */

@@ -49,22 +49,16 @@ static void watch_ask(struct ferry_tracker *tracker)
 }
 
 /**
- * ferry_event_dirty - count bits that were set or cleared
+ * ferry_event_crossed - the count of dirty pages went over the watermark
  * @tracker: the tracker
- * @change: how many were set; negative: cleared
+ * @below: downwards
  *
- * Context: any that may take watch.lock, which no interrupt does; does not sleep.
+ * Context: as ferry_event_dirty().
  */
-void ferry_event_dirty(struct ferry_tracker *tracker, long change)
+void ferry_event_crossed(struct ferry_tracker *tracker, bool below)
 {
-	/* A full barrier, whose partner is the one in ferry_event_watch(). */
-	long now = atomic_long_add_return(change, &tracker->dirty_pages);
-	long mark = READ_ONCE(tracker->watch.pages);
-
-	if (likely(!mark || (now < mark) == (now - change < mark)))
-		return;
 	spin_lock(&tracker->watch.lock);
-	if (now < mark)
+	if (below)
 		tracker->watch.reached = false;
 	watch_ask(tracker);
 	spin_unlock(&tracker->watch.lock);

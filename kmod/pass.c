@@ -17,7 +17,7 @@
  */
 #include <linux/bitops.h>
 #include <linux/jiffies.h>
-#include <linux/sched.h>
+#include <linux/sched/signal.h>
 #include <linux/string.h>
 
 #include "bitmap.h"
@@ -38,29 +38,35 @@
  * ferry_pass_chunk - go on with another chunk
  * @pass: the pass
  * @base: the chunk's first word
+ *
+ * A TiB that is all dirty takes minutes, and no folio's lock may ever have to be waited for.
+ *
+ * Return: 0; or -EINTR on a fatal signal, and then nothing of the chunk was changed.
  */
-void ferry_pass_chunk(struct ferry_pass *pass, unsigned long base)
+int ferry_pass_chunk(struct ferry_pass *pass, unsigned long base)
 {
+	if (fatal_signal_pending(current))
+		return -EINTR;
 	pass->base = base;
 	pass->unsure = false;
+	return 0;
 }
 
 /**
  * ferry_pass_hold - remember which pages are worth a second look
  * @pass: the pass
- * @word: a word of its chunk, each once
- * @hold: what ferry_protect_word() found
+ * @word: the word that it is at, of its chunk, each once
  */
-void ferry_pass_hold(struct ferry_pass *pass, unsigned long word, const struct ferry_hold *hold)
+void ferry_pass_hold(struct ferry_pass *pass, unsigned long word)
 {
 	unsigned long *unsure = pass->tracker->scratch->unsure;
 
-	if (!hold->unsure)
+	if (!pass->hold.unsure)
 		return;
 	if (!pass->unsure)
 		memset(unsure, 0, sizeof(pass->tracker->scratch->unsure));
 	pass->unsure = true;
-	unsure[word - pass->base] = hold->unsure;
+	unsure[word - pass->base] = pass->hold.unsure;
 }
 
 /**
@@ -78,21 +84,22 @@ int ferry_pass_word(struct ferry_pass *pass, unsigned long word, unsigned long p
 {
 	struct ferry_tracker *tracker = pass->tracker;
 	bool late = ferry_broken(FERRY_BROKEN_LATECLEAR);
-	struct ferry_hold hold;
 	int err;
 
 	*taken = late ? ferry_bitmap_peek(tracker, word) & pages :
 			ferry_bitmap_take(tracker, word, pages);
-	err = ferry_protect_word(tracker, word, *taken, pass->protect, &hold);
+	err = ferry_protect_word(tracker, word, *taken, pass->protect, &pass->hold);
 	ferry_broken_widen(FERRY_BROKEN_LATECLEAR);
 	if (late)
 		ferry_bitmap_take(tracker, word, *taken);
-	ferry_bitmap_settle(tracker, word, *taken, err ? *taken : hold.held);
+	ferry_bitmap_settle(tracker, word, *taken, err ? *taken : pass->hold.held);
 	if (err)
 		return err;
-	ferry_pass_hold(pass, word, &hold);
 	pass->taken += hweight_long(*taken);
-	pass->held += hweight_long(hold.held);
+	if (unlikely(pass->hold.held)) {
+		pass->held += hweight_long(pass->hold.held);
+		ferry_pass_hold(pass, word);
+	}
 	cond_resched();
 	return 0;
 }
@@ -115,17 +122,17 @@ void ferry_pass_look_again(struct ferry_pass *pass)
 	pass->drained = true;
 	for (i = 0; i < FERRY_CHUNK_WORDS; i++) {
 		unsigned long word = pass->base + i, taken;
-		struct ferry_hold hold;
+		struct ferry_hold *hold = &pass->hold;
 		int err;
 
 		if (!tracker->scratch->unsure[i])
 			continue;
 		taken = ferry_bitmap_take(tracker, word, tracker->scratch->unsure[i]);
-		err = ferry_protect_word(tracker, word, taken, pass->protect, &hold);
+		err = ferry_protect_word(tracker, word, taken, pass->protect, hold);
 		if (err)
-			hold.held = taken;
-		ferry_bitmap_settle(tracker, word, taken, hold.held);
-		freed += hweight_long(taken & ~hold.held);
+			hold->held = taken;
+		ferry_bitmap_settle(tracker, word, taken, hold->held);
+		freed += hweight_long(taken & ~hold->held);
 		if (err)
 			break;
 	}

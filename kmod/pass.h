@@ -4,7 +4,8 @@
 
 #include <linux/types.h>
 
-struct ferry_hold;
+#include "protect.h"
+
 struct ferry_tracker;
 
 /**
@@ -16,6 +17,7 @@ struct ferry_tracker;
  * @drained: LRU batches were emptied already
  * @taken: pages that were reported
  * @held: those of them that are dirty still
+ * @hold: of the word that it is at
  */
 struct ferry_pass {
 	struct ferry_tracker *tracker;
@@ -25,10 +27,11 @@ struct ferry_pass {
 	bool drained;
 	unsigned long taken;
 	unsigned long held;
+	struct ferry_hold hold;
 };
 
-void ferry_pass_chunk(struct ferry_pass *pass, unsigned long base);
-void ferry_pass_hold(struct ferry_pass *pass, unsigned long word, const struct ferry_hold *hold);
+int ferry_pass_chunk(struct ferry_pass *pass, unsigned long base);
+void ferry_pass_hold(struct ferry_pass *pass, unsigned long word);
 int ferry_pass_word(struct ferry_pass *pass, unsigned long word, unsigned long pages,
 		    unsigned long *taken);
 void ferry_pass_look_again(struct ferry_pass *pass);

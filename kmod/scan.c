@@ -142,14 +142,19 @@ static int scan_pages(struct scan *scan, struct ferry_pass *pass, unsigned long 
 	unsigned long word = *next / BITS_PER_LONG, first = *next;
 	int err;
 
-	if (pass)
-		ferry_pass_chunk(pass, word);
+	if (pass) {
+		err = ferry_pass_chunk(pass, word);
+		if (err)
+			return err;
+	}
 	for (; word < BITS_TO_LONGS(end); word++) {
 		unsigned long dirty, fit;
 
 		if (pass && word == pass->base + FERRY_CHUNK_WORDS) {
 			ferry_pass_look_again(pass);
-			ferry_pass_chunk(pass, word);
+			err = ferry_pass_chunk(pass, word);
+			if (err)
+				return err;
 		}
 		dirty = ferry_bitmap_peek(scan->tracker, word) & word_mask(word, first, end);
 		fit = scan_fit(scan, word, dirty);

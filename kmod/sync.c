@@ -45,23 +45,24 @@ static int start_protect(struct ferry_tracker *tracker)
 			   !ferry_broken(FERRY_BROKEN_NOSTARTPROTECT),
 	};
 	unsigned long page = 0;
-	int err = 0;
+	int err;
 
-	ferry_pass_chunk(&pass, 0);
+	err = ferry_pass_chunk(&pass, 0);
 	while (!err && (page = next_present(tracker, page)) < tracker->npages) {
 		unsigned long word = page / BITS_PER_LONG;
-		struct ferry_hold hold;
 
 		if (word >= pass.base + FERRY_CHUNK_WORDS) {
 			ferry_pass_look_again(&pass);
-			ferry_pass_chunk(&pass, word);
+			err = ferry_pass_chunk(&pass, word);
+			if (err)
+				break;
 		}
 		err = ferry_protect_word(tracker, word, ferry_bitmap_valid(tracker, word),
-					 pass.protect, &hold);
+					 pass.protect, &pass.hold);
 		if (err)
 			break;
-		ferry_bitmap_settle(tracker, word, 0, hold.held);
-		ferry_pass_hold(&pass, word, &hold);
+		ferry_bitmap_settle(tracker, word, 0, pass.hold.held);
+		ferry_pass_hold(&pass, word);
 		page = (word + 1) * BITS_PER_LONG;
 		cond_resched();
 	}
@@ -74,10 +75,12 @@ static void clear_all(struct ferry_tracker *tracker)
 {
 	unsigned long word;
 
-	for (word = 0; word < BITS_TO_LONGS(tracker->npages); word++)
-		if (ferry_bitmap_peek(tracker, word))
-			ferry_bitmap_settle(tracker, word,
-					    ferry_bitmap_take(tracker, word, ~0UL), 0);
+	for (word = 0; word < BITS_TO_LONGS(tracker->npages); word++) {
+		if (!ferry_bitmap_peek(tracker, word))
+			continue;
+		ferry_bitmap_settle(tracker, word, ferry_bitmap_take(tracker, word, ~0UL), 0);
+		cond_resched();
+	}
 }
 
 /**
@@ -185,19 +188,24 @@ static int sync_chunk(struct ferry_pass *pass, unsigned long base, unsigned long
 	struct ferry_tracker *tracker = pass->tracker;
 	unsigned long *words = tracker->scratch->words;
 	unsigned long i;
-	int err = 0;
+	int err;
 
-	ferry_pass_chunk(pass, base);
-	for (i = 0; i < n && !err; i++) {
-		/* Most are clean, and then this loop is all there is. */
-		words[i] = ferry_bitmap_peek(tracker, base + i);
-		if (words[i])
-			err = ferry_pass_word(pass, base + i, ~0UL, &words[i]);
-	}
-	if (err) {
-		/* The last is dirty already; the others were taken. */
-		put_back(tracker, base, words, i - 1);
+	err = ferry_pass_chunk(pass, base);
+	if (err)
 		return err;
+	for (i = 0; i < n; i++) {
+		unsigned long dirty = ferry_bitmap_peek(tracker, base + i);
+
+		/* Most are clean, and then this loop is all there is. */
+		words[i] = dirty;
+		if (!dirty)
+			continue;
+		err = ferry_pass_word(pass, base + i, ~0UL, &words[i]);
+		if (err) {
+			/* This one is dirty already; the others were taken. */
+			put_back(tracker, base, words, i);
+			return err;
+		}
 	}
 	ferry_pass_look_again(pass);
 	if (copy_to_user(user, words, n * sizeof(*words))) {
@@ -281,9 +289,11 @@ static int clear_chunk(struct ferry_pass *pass, unsigned long base, unsigned lon
 	struct ferry_tracker *tracker = pass->tracker;
 	unsigned long *words = tracker->scratch->words;
 	unsigned long i;
-	int err = 0;
+	int err;
 
-	ferry_pass_chunk(pass, base);
+	err = ferry_pass_chunk(pass, base);
+	if (err)
+		return err;
 	if (copy_from_user(words, user, n * sizeof(*words)))
 		return -EFAULT;
 	for (i = 0; i < n && !err; i++) {

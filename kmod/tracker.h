@@ -38,6 +38,7 @@ struct ferry_fault_counts {
  * @words: bits on their way to or from user space
  * @extents: of FERRY_SCAN, instead: extents on their way there
  * @unsure: pages of the chunk that may be held by nothing but an LRU batch
+ * @folios: those of a run of pages that are locked
  */
 struct ferry_scratch {
 	union {
@@ -45,6 +46,7 @@ struct ferry_scratch {
 		struct ferry_extent extents[PAGE_SIZE / sizeof(struct ferry_extent)];
 	};
 	unsigned long unsure[FERRY_CHUNK_WORDS];
+	struct folio *folios[BITS_PER_LONG];
 };
 
 /**

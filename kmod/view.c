@@ -33,7 +33,9 @@ static vm_fault_t view_page_mkwrite(struct vm_fault *vmf)
 	struct folio *folio = page_folio(vmf->page);
 	unsigned long first = vmf->pgoff, npages = 1, marked;
 
-	folio_lock(folio);
+	/* folio_lock() begins with a chance to be rescheduled; a fault has had its own. */
+	if (!folio_trylock(folio))
+		folio_lock(folio);
 	if (unlikely(folio->mapping != tracker->mapping)) {
 		/* Punched, swapped or migrated meanwhile: fault again. */
 		folio_unlock(folio);
@@ -48,11 +50,13 @@ static vm_fault_t view_page_mkwrite(struct vm_fault *vmf)
 		return VM_FAULT_LOCKED;
 
 	/* One fault may map all of a large folio writable. */
-	if (folio_test_large(folio) && !ferry_broken(FERRY_BROKEN_NOLARGE)) {
+	if (unlikely(folio_test_large(folio)) && !ferry_broken(FERRY_BROKEN_NOLARGE)) {
 		first = folio->index;
 		npages = folio_nr_pages(folio);
+		marked = ferry_bitmap_mark(tracker, first, npages);
+	} else {
+		marked = ferry_bitmap_mark_page(tracker, first);
 	}
-	marked = ferry_bitmap_mark(tracker, first, npages);
 	this_cpu_inc(tracker->counts->faults);
 	this_cpu_add(tracker->counts->marked_pages, marked);
 	trace_ferry_mkwrite(tracker, first, npages, marked);
