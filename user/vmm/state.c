@@ -85,8 +85,9 @@ static int msr(struct vcpu *vcpu, unsigned long request, uint32_t index, uint64_
 
 int state_create(struct vmm *vmm)
 {
-	/* TSC, TSC_ADJUST and its deadline are time; the others are old names of KVM's clock. */
-	static const uint32_t not[] = { MSR_TSC, 0x3b, 0x6e0, 0x11, 0x12 };
+	/* TSC, TSC_ADJUST, its deadline and Hyper-V's reference count are time; the others are
+	 * old names of KVM's clock. */
+	static const uint32_t not[] = { MSR_TSC, 0x3b, 0x6e0, 0x40000020, 0x11, 0x12 };
 	struct { struct kvm_msr_list head; uint32_t index[MAX_MSRS]; } list = { .head.nmsrs = MAX_MSRS };
 	uint32_t i, n;
 	uint64_t value = 0;
@@ -195,6 +196,25 @@ static int set_tsc(struct vcpu *vcpu, uint64_t tsc, uint64_t elapsed_ns, uint32_
 	return 0;
 }
 
+/* What was set and reads otherwise, which means that this KVM cannot hold it. */
+static int changed(struct vcpu *vcpu, const struct vcpu_state *set, const struct vcpu_state *now)
+{
+	size_t i;
+
+	for (i = 0; i < SECTIONS; i++)
+		if (memcmp((const uint8_t *)set + sections[i].offset,
+			   (const uint8_t *)now + sections[i].offset, sections[i].bytes))
+			return vmm_error(vcpu->vmm, EINVAL, "vCPU %u: KVM took the %s in the state and "
+					 "changed it", vcpu->number, sections[i].name);
+	for (i = 0; i < set->nmsrs; i++)
+		if (set->msr[i].data != now->msr[i].data)
+			return vmm_error(vcpu->vmm, EINVAL, "vCPU %u: KVM took the value %#llx of MSR "
+					 "%#x and made it %#llx", vcpu->number,
+					 (unsigned long long)set->msr[i].data, set->msr[i].index,
+					 (unsigned long long)now->msr[i].data);
+	return vmm_error(vcpu->vmm, EINVAL, "vCPU %u: KVM took the state and changed it", vcpu->number);
+}
+
 static int set_vcpu(struct vcpu *vcpu, struct vcpu_state *state, struct vcpu_state *check)
 {
 	struct vmm *vmm = vcpu->vmm;
@@ -219,7 +239,7 @@ static int set_vcpu(struct vcpu *vcpu, struct vcpu_state *state, struct vcpu_sta
 	r = get_vcpu(vcpu, check);
 	check->tsc = state->tsc;
 	if (!r && memcmp(state, check, sizeof(*check)))
-		r = vmm_error(vmm, EINVAL, "vCPU %u: KVM took the state and changed it", vcpu->number);
+		r = changed(vcpu, state, check);
 	return r;
 }
 
