@@ -100,6 +100,10 @@ def all_suites(long=False):
         name = path.split('/')[1]
         if name not in known and (long or name not in LONG_ONLY):
             suites.append(from_script(name))
+    if long:
+        path = 'selftests/hosted/run.sh'
+        suites += [Suite('hosted-' + kernel, [path, kernel], 480, needs=path)
+                   for kernel in ('6.12', '7.2')]
     suites += end_to_end(long)
     suites.append(Suite('demo', ['scripts/demo'], 300, plain=True, needs='scripts/demo',
                         alone=True))

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What run.sh runs inside its virtual machine: the agent and the kernel module.
 
-    inside.py                   the tests, in order; the last ones unload the module
+    inside.py NAME...           these tests, in order; the last ones unload the module
     inside.py peer KIND FILE    a process that maps guest RAM and writes to it: "plain", or
                                 "view", a tracked view it makes itself; ends with its input
 """
@@ -30,6 +30,7 @@ DISK = "/dev/vda"
 MIB = 16
 ROUNDS_AT, BAD_AT = 0x500, 0x504  # of sector.S
 PEER_AT, PEER_PAGES = 4 << 20, 512
+FERRY_MODULE = os.environ.get("FERRY_MODULE")
 FERRY_TRACK = 0xF701
 TRACK = struct.Struct("<IIiiQQ")
 # Waiting devices and hashing are slow here; the rounds go on until the test ends them.
@@ -45,7 +46,7 @@ class Sector(Qemu):
 
     blocks = 1
 
-    def __init__(self, lab, name, aio, incoming):
+    def __init__(self, lab, name, aio, incoming, accel):
         self.lab, self.name, self.mib, self.memory, self.user = lab, name, MIB, "shm", None
         self.incoming = incoming
         self.dir = os.path.join(lab.dir, name)
@@ -54,8 +55,9 @@ class Sector(Qemu):
         self.serial = os.path.join(self.dir, "serial")
         self.stderr = os.path.join(self.dir, "stderr")
         self.ram_files, self._fds, self._monitor = [], [], None
+        self.ram_paths, self._inherited = [], []
         command = [qemu_binary(), "-nodefaults", "-no-user-config", "-display", "none",
-                   "-accel", "tcg", "-m", "%dM" % MIB,
+                   "-accel", accel, "-m", "%dM" % MIB,
                    "-qmp", "unix:%s,server=on,wait=off" % self.qmp_path,
                    "-qmp", "unix:%s,server=on,wait=off" % self.monitor_path]
         for number, (path, how) in enumerate(((os.environ["FERRY_SECTOR"], "cache=writeback"),
@@ -79,11 +81,11 @@ class Sector(Qemu):
         check_equal(self.word(BAD_AT), 0, "bad reads of " + self.name)
 
 
-def start(lab, name, aio="native", incoming=False):
+def start(lab, name, aio="native", incoming=False, accel="tcg"):
     qemu = Sector.__new__(Sector)
     lab.qemus.append(qemu)
     qemu.process = None
-    qemu.__init__(lab, name, aio, incoming)
+    qemu.__init__(lab, name, aio, incoming, accel)
     if not incoming:
         wait_until(lambda: qemu.word(0x7dfe) == 0xaa55 and qemu.word(ROUNDS_AT) > 3, 30,
                    "%s has booted" % name)
@@ -308,9 +310,9 @@ def a_peer_with_a_view_is_seen(lab):
     saw("the peer wrote %d pages %d times", PEER_PAGES, count)
 
 
-def small_vmm(lab):
+def small_vmm(lab, engine="threads"):
     """A ferry-vmm of two blocks, whose guest writes each page of its memory often."""
-    lab.engine = "threads"
+    lab.engine = engine
     lab.shape = ("--ram", "8M,1028K", "--vcpus", "2", "--tracker-log", "none")
     lab.work = ("--working-set", "2M", "--fill", "1M", "--dirty-rate", "1000")
     guest = lab.guest()
@@ -321,7 +323,11 @@ def small_vmm(lab):
 @test(timeout=60)
 def a_vmm_with_libferry(lab):
     """It puts the views over its blocks itself, and its guest finds no lost write."""
-    guest, vm = small_vmm(lab), lab.destination()
+    vmm_moves(lab, "threads")
+
+
+def vmm_moves(lab, engine):
+    guest, vm = small_vmm(lab, engine), lab.destination()
 
     def check_works():
         guest.moved(vm)
@@ -329,6 +335,45 @@ def a_vmm_with_libferry(lab):
     Move(lab, guest.qemu, vm, "--tracker", "kmod").go_on(check_works)
     check_equal(vm.end(), 0, "exit status of the destination")
     check_equal(trackers(), 0, "trackers that exist")
+
+
+def check_kvm():
+    check(os.path.exists("/dev/kvm"), "there is no /dev/kvm: is kvm-amd loaded?")
+
+
+@test(timeout=120)
+def a_kvm_guest_is_switched(_lab):
+    """The agent puts the view in, and takes it out again, while KVM runs the guest."""
+    check_kvm()
+    lab = Lab("kvm")
+    try:
+        switch_under_kvm(lab, start(lab, "kvm", accel="kvm"),
+                         start(lab, "kvm2", incoming=True, accel="kvm"))
+        lab.settle()
+    finally:
+        lab.close()
+
+
+def switch_under_kvm(lab, source, last):
+    check_equal(source.monitor.command("query-kvm"), {"present": True, "enabled": True},
+                "query-kvm")
+    move = Move(lab, source, last, "--tracker", "kmod")
+    source.check_works()
+    lab.run("cancel", source.id).check_code(0)
+    move.send.finish().check_code(1)
+    check_result(move.send.result, "cancelled", guest="source", tracker="kmod")
+    source.check_works()
+    source.check_clean()
+    move.recv.finish()
+    check(not viewed(source), "the view is still there")
+    Move(lab, source, last, "--tracker", "kmod").go_on()
+
+
+@test(timeout=120)
+def a_vmm_under_kvm(lab):
+    """libferry puts the views over the memory slots of a machine that runs."""
+    check_kvm()
+    vmm_moves(lab, "kvm")
 
 
 def trackers():
@@ -395,7 +440,7 @@ def unload():
 
 
 def prepare():
-    load(os.environ["FERRY_MODULE"])
+    load(FERRY_MODULE)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,12 @@
 #	limit	seconds until it is ended
 #	tests	names of what must pass: a test that is skipped in there is a failure
 #
+# and may have set
+#
+#	cpu	the processor, of QEMU's models (Nehalem,-cx16)
+#	machine_modules	kernel modules to load beside those that it needs itself
+#	machine_append	words for the kernel's command line
+#
 # and that ends the process in $qemu when it exits.
 
 # machine_initramfs 'VARIABLE=VALUE... COMMAND': what is run inside, as root, in a chroot.
@@ -15,7 +21,7 @@
 # two archives the second one's file stays.
 machine_initramfs() {
 	selftests/qemu/initramfs.sh "$work/initramfs" "$modules" \
-		virtio_pci 9pnet_virtio 9p overlay veth virtio_blk || return
+		virtio_pci 9pnet_virtio 9p overlay veth virtio_blk ${machine_modules:-} || return
 	cat > "$work/guest" <<-GUEST
 		#!/bin/busybox sh
 		/bin/busybox mkdir /host /change /machine
@@ -44,10 +50,10 @@ machine_initramfs() {
 # Without cx16, because QEMU 7.2's emulation of CMPXCHG16B leaves rubbish in the flags.
 machine_boot() {
 	timeout "$limit" qemu-system-x86_64 -nodefaults -no-reboot -display none -serial stdio \
-		-machine pc -accel tcg,thread=multi -cpu Nehalem,-cx16 -smp 2 -m 3G \
+		-machine pc -accel tcg,thread=multi -cpu ${cpu:-Nehalem,-cx16} -smp 2 -m 3G \
 		-virtfs local,path=/,mount_tag=host,security_model=none,readonly=on,multidevs=remap \
 		-kernel "$kernel" -initrd "$work/initramfs" \
-		-append 'console=ttyS0 quiet panic=-1' "$@" < /dev/null > "$work/serial" 2>&1 &
+		-append "console=ttyS0 quiet panic=-1 ${machine_append:-}" "$@" < /dev/null > "$work/serial" 2>&1 &
 	qemu=$!
 	wait "$qemu"
 	qemu=
