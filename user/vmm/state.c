@@ -60,8 +60,9 @@ static const struct section {
 
 /* What the payload cannot read: given values when a guest starts, compared ever after. */
 static const struct kvm_msr_entry hidden[] = {
-	{ .index = 0x174, .data = 0x10 }, { .index = 0x175, .data = 0x7f0000001000 }, /* SYSENTER */
-	{ .index = 0x176, .data = 0x7f0000002000 }, { .index = 0xc0000084, .data = 0x300 }, /* SFMASK */
+	/* SYSENTER, of which an AMD processor has 32 bits; SFMASK */
+	{ .index = 0x174, .data = 0x10 }, { .index = 0x175, .data = 0x7f001000 },
+	{ .index = 0x176, .data = 0x7f002000 }, { .index = 0xc0000084, .data = 0x300 },
 	{ .index = 0xc0000081, .data = 0x23001000000000 }, /* STAR, LSTAR, CSTAR */
 	{ .index = 0xc0000082, .data = 0x7f0000003000 }, { .index = 0xc0000083, .data = 0x7f0000004000 },
 	{ .index = 0xc0000102, .data = 0x7f0000005000 }, /* KERNEL_GS_BASE, PAT */
