@@ -8,6 +8,7 @@ Without FERRY_TEST_LONG a part of each table is run.
 import hashlib
 import os
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -15,8 +16,8 @@ import subprocess
 import sys
 
 import tap
-from lib import (FERRY, ORDINARY_UID, SHM, Lab, Qmp, check, check_equal, check_result, other_qemu,
-                 prerequisites, read_text, wait_until)
+from lib import (FERRY, ORDINARY_UID, ROOT, SHM, Lab, Qmp, boot_files, check, check_equal,
+                 check_result, other_qemu, prerequisites, qemu_binary, read_text, wait_until)
 from tap import test
 
 LONG = bool(os.environ.get("FERRY_TEST_LONG"))
@@ -253,6 +254,77 @@ def newer_qemus(lab):
         hand_over(lab, guest, lab.heir(guest.qemu, machine="pc-q35-7.2", binary=path))
         check(guest.qemu.monitor.greeting["version"]["qemu"]["major"] ==
               int(re.search(r"qemu-(\d+)", path).group(1)), "%s", guest.qemu.monitor.greeting)
+
+
+# ---------------------------------------------------------------- systemd's units
+
+class Slot:
+    """What systemd does with vm-SLOT@NAME.service, by its own lines."""
+
+    def __init__(self, lab, slot, name, folder):
+        self.lab, self.lines = lab, {}
+        self.text = read_text(os.path.join(ROOT, "scripts/systemd/vm-%s@.service" % slot))
+        for line in self.text.splitlines():
+            key, equals, value = line.partition("=")
+            if equals and not line.startswith("#"):
+                value = value.replace("%i", name).replace("/run/vm/", folder + "/")
+                value = value.replace("/etc/vm/", folder + "/").replace("$$", "$")
+                self.lines.setdefault(key, []).append(value)
+        with open(self.lines["EnvironmentFile"][0]) as file:
+            self.env = dict(os.environ, FERRY_RUNTIME_DIR=lab.runtime,
+                            PATH=lab.dir + ":" + os.environ["PATH"])
+            for line in file:
+                key, _, value = line.rstrip("\n").partition("=")
+                self.env[key] = value
+
+    def start(self):
+        env = {k: v for k, v in self.env.items() if k != "FERRY_RUNTIME_DIR"}
+        self.main = subprocess.Popen(shlex.split(self.lines["ExecStart"][0]), env=env)
+        self.lab.on_close(lambda: (self.main.kill(), self.main.wait()))
+        for line in self.lines["ExecStartPost"]:
+            run = subprocess.run(shlex.split(line), env=self.env, stdout=subprocess.PIPE,
+                                 stderr=subprocess.STDOUT, text=True, timeout=60)
+            check_equal(run.returncode, 0, "%s: %s" % (line, run.stdout))
+        return self
+
+
+@test(timeout=90)
+def systemd_units(lab):
+    """The pair of units that the documentation shows: boot in one slot, upgrade, and back."""
+    kernel, initramfs = boot_files()
+    path = os.path.join(SHM, "ferry-e2e-%d-%s-unit" % (os.getpid(), lab.tag))
+    lab.on_close(lambda: os.path.exists(path) and os.unlink(path))
+    os.symlink(FERRY, os.path.join(lab.dir, "ferry"))
+    serial = os.path.join(lab.dir, "serial")
+    # No argument has a blank in it: sh splits ARGS.
+    with open(os.path.join(lab.dir, "web1.env"), "w") as file:
+        file.write("QEMU=%s\nARGS=-nodefaults -display none -m 96M -accel tcg -smp 1 -machine "
+                   "q35,memory-backend=ram0 -object memory-backend-file,id=ram0,size=96M,share=on,"
+                   "mem-path=%s -kernel %s -initrd %s -append console=ttyS0 -chardev "
+                   "file,id=serial0,path=%s,append=on -serial chardev:serial0\n"
+                   % (qemu_binary(), path, kernel, initramfs, serial))
+    slots = {slot: Slot(lab, slot, "web1", lab.dir) for slot in "ab"}
+    check_equal(slots["a"].text.replace("-a.qmp", "-b.qmp").replace("slot a", "slot b"),
+                slots["b"].text, "the text of slot b")
+    running = slots["a"].start().main
+
+    def ticks():
+        return [int(n) for n in re.findall(r"TICK (\d+) bad=0", read_text(serial))]
+    wait_until(lambda: len(ticks()) > 3, 30, "the guest ticks")
+    for slot in ("b", "a"):
+        new = slots[slot].start().main
+        check_equal(running.wait(10), 0, "the exit status of the old slot's QEMU")
+        running, seen = new, ticks()[-1]
+        wait_until(lambda: ticks()[-1] > seen + 2, 15, "the guest ticks in slot " + slot)
+    check(ticks() == list(range(len(ticks()))), "ticks are missing or repeated: %s", ticks())
+    if shutil.which("systemd-analyze"):
+        for slot in "ab":
+            unit = os.path.join(lab.dir, "vm-%s@web1.service" % slot)
+            shutil.copy(os.path.join(ROOT, "scripts/systemd/vm-%s@.service" % slot), unit)
+            run = subprocess.run(["systemd-analyze", "verify", "--man=no", unit], text=True,
+                                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+            said = [line for line in run.stdout.splitlines() if "vm-%s@" % slot in line]
+            check(not said, "systemd-analyze: %s", said)
 
 
 # ---------------------------------------------------------------- faults
