@@ -13,6 +13,7 @@
 # make bench-precopy      precopy against QEMU's own, GiB/s, CPU time and downtime
 # make bench-postcopy     page faults and background of postcopy against QEMU's own
 # make bench-cpr          the pause when a guest gets another VMM on the same host
+# make bench-file         snapshot files against QEMU's mapped-ram and fio; first instruction
 # make bench-kmod         what it costs to learn which pages were written; KERNEL=6.12
 #
 # Single suites, each printing TAP: unit, asan, tsan, fuzz, tidy, layers, model.
@@ -206,7 +207,7 @@ demo:
 
 # --- benchmarks: a table each, and lines "ratio NAME: MEDIAN (MIN..MAX)" at its end ---
 
-benches := bench-compress bench-precopy bench-postcopy bench-cpr bench-kmod
+benches := bench-compress bench-precopy bench-postcopy bench-cpr bench-file bench-kmod
 
 # One at a time whatever -j says.
 .PHONY: bench $(benches)
@@ -232,6 +233,11 @@ bench-cpr: $(O)/ferry $(O)/ferry-vmm
 	@selftests/qemu/qemu.sh 11.1 > /dev/null
 	@FERRY=$(abspath $(O))/ferry FERRY_VMM=$(abspath $(O))/ferry-vmm \
 		python3 selftests/bench/cpr.py $(BENCH)
+
+bench-file: $(O)/ferry $(O)/ferry-vmm
+	@selftests/qemu/qemu.sh 11.1 > /dev/null
+	@FERRY=$(abspath $(O))/ferry FERRY_VMM=$(abspath $(O))/ferry-vmm \
+		python3 selftests/bench/file.py $(BENCH)
 
 bench-kmod:
 	@O='$(O)' selftests/bench/kmod.sh $(KERNEL)

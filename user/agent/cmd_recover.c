@@ -11,6 +11,7 @@
 #include "agent/store.h"
 #include "agent/task.h"
 #include "base/log.h"
+#include "engine/file.h"
 #include "xport/uri.h"
 
 static int recover_check(const struct ferry_record *record, struct ferry_error *err)
@@ -95,6 +96,10 @@ int ferry_command_recover(const struct ferry_args *args)
 	}
 	if (!r)
 		r = recover_check(&params.record, &err);
+	if (!r && args->count > 1 && ferry_file_path(&params.record))
+		r = ferry_error_set(&err, EINVAL, "%s was restored from %s and goes on from there: leave "
+				    "%s out", params.record.id, ferry_file_path(&params.record),
+				    args->operands[1]);
 	if (r) {
 		ferry_log_error("%s", err.text);
 		return FERRY_EXIT_FAILED;

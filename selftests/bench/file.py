@@ -1,0 +1,279 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Snapshot files: ferry against QEMU's mapped-ram and against fio, on a disk and on tmpfs.
+
+    make bench-file
+    selftests/bench/file.py [--mib N] [--rounds N] [--only NAME,...] [--sizes MIB,...]
+
+The newest QEMU there is runs a guest without an operating system; its RAM is filled with what
+does not compress and holds no page of zeros. Both save the same stopped guest to the same place,
+in turns, and restore it into a new QEMU that waits. A save counts until its last byte is
+synced: ferry does that itself, after QEMU this program does it. A restore counts until the
+guest runs. QEMU does what was its best in that place, of: one channel, multifd, multifd
+with direct I/O. The page cache holds the file when it is read, for both (but with direct I/O).
+
+fio writes and reads as many bytes in the same place: 1 MiB at a time, a job for each
+channel, synced at the end.
+
+"first" is the time from the command to the guest's first instruction.
+"""
+import argparse
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path[:0] = [HERE, os.path.join(HERE, "..", "e2e")]
+import tap  # noqa: E402
+from lib import SHM, Lab, check, other_qemu, prerequisites, wait_until  # noqa: E402
+from precopy import GIB, MIB, Machine, fill, new_lab, spread  # noqa: E402
+
+CHANNELS = 2
+QEMU_WAYS = {"mapped-ram": (0, False), "multifd": (CHANNELS, False),
+             "multifd+direct": (CHANNELS, True)}
+FERRY_WAYS = {"ferry": (), "ferry --direct": ("--direct",)}
+
+
+def sync(path):
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def qemu_setup(qemu, way):
+    channels, direct = QEMU_WAYS[way]
+    qemu.monitor.command("migrate-set-capabilities", capabilities=[
+        {"capability": "mapped-ram", "state": True},
+        {"capability": "multifd", "state": bool(channels)}])
+    qemu.monitor.command("migrate-set-parameters", max_bandwidth=0, direct_io=direct,
+                         **({"multifd_channels": channels} if channels else {}))
+
+
+def qemu_wait(qemu):
+    def ended():
+        info = qemu.monitor.command("query-migrate")
+        if info.get("status") in ("failed", "cancelled"):
+            raise tap.Failed("QEMU's migration: %s" % info)
+        return info.get("status") == "completed"
+    wait_until(ended, 120, "QEMU has done it")
+
+
+class Bench:
+    """One guest, saved to @folder and restored from there again and again."""
+
+    def __init__(self, lab, name, folder, mib):
+        self.lab, self.mib, self.folder = lab, mib, folder
+        self.ram = os.path.join(SHM, "ferry-bench-%d-%s" % (os.getpid(), name))
+        self.target_ram = self.ram + "-target"
+        self.file = os.path.join(folder, "snapshot")
+        for path in (self.ram, self.target_ram, self.file, self.file + ".qemu"):
+            lab.on_close(lambda path=path: os.path.exists(path) and os.unlink(path))
+        fill(self.ram, mib, "filled")
+        self.source = self.machine(name, self.ram)
+        time.sleep(1)  # until the firmware has found nothing to boot
+
+    def machine(self, name, path, incoming=False):
+        machine = Machine.__new__(Machine)
+        machine.process = None
+        self.lab.qemus.append(machine)
+        machine.__init__(self.lab, name, path, self.mib, incoming)
+        return machine
+
+    def speed(self, began):
+        return self.mib * MIB / (time.monotonic() - began) / GIB
+
+    def save(self, way):
+        """GiB/s of RAM."""
+        if way in FERRY_WAYS:
+            if os.path.exists(self.file):
+                os.unlink(self.file)
+            began = time.monotonic()
+            self.lab.ferry("save", self.source.uri, self.file, "--channels", CHANNELS,
+                           *FERRY_WAYS[way]).finish(120).check_code(0)
+            return self.speed(began)
+        path = self.file + ".qemu"
+        if os.path.exists(path):
+            os.unlink(path)
+        self.source.monitor.command("stop")
+        qemu_setup(self.source, way)
+        began = time.monotonic()
+        self.source.monitor.command("migrate", uri="file:" + path)
+        qemu_wait(self.source)
+        sync(path)
+        speed = self.speed(began)
+        self.source.monitor.command("cont")
+        return speed
+
+    def target(self):
+        with open(self.target_ram, "wb") as file:
+            file.truncate(self.mib * MIB)
+        return self.machine("target%d" % len(self.lab.qemus), self.target_ram, incoming=True)
+
+    def restore(self, way, *options):
+        """GiB/s, and ms to the first instruction."""
+        target = self.target()
+        try:
+            began = time.monotonic()
+            if way in FERRY_WAYS:
+                run = self.lab.ferry("restore", target.uri, self.file, "--channels", CHANNELS,
+                                     *options).finish(120).check_code(0)
+                return self.speed(began), run.result["downtime_ns"] / 1e6, run.result
+            qemu_setup(target, way)
+            began = time.monotonic()
+            target.monitor.command("migrate-incoming", uri="file:" + self.file + ".qemu")
+            qemu_wait(target)
+            target.monitor.command("cont")  # it was saved stopped
+            return self.speed(began), (time.monotonic() - began) * 1e3, None
+        finally:
+            target.kill()
+
+    def fio(self, kind):
+        command = ["fio", "--name=x", "--directory=" + self.folder,
+                   "--filename_format=snapshot.fio.$jobnum", "--rw=" + kind, "--bs=1M",
+                   "--size=%dM" % (self.mib // CHANNELS), "--numjobs=%d" % CHANNELS,
+                   "--ioengine=psync", "--end_fsync=1", "--thread", "--group_reporting",
+                   "--invalidate=0", "--output-format=json"]
+        run = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        job = json.loads(run.stdout[run.stdout.index("{"):])["jobs"][0]
+        # Its own clock, which leaves out its start; the sync of what was written counts.
+        return self.mib * MIB / (job["job_runtime"] / 1e3 / CHANNELS) / GIB
+
+    def fio_remove(self):
+        for job in range(CHANNELS):
+            path = os.path.join(self.folder, "snapshot.fio.%d" % job)
+            if os.path.exists(path):
+                os.unlink(path)
+
+    def close(self):
+        self.source.kill()
+        self.fio_remove()
+        for path in (self.ram, self.target_ram, self.file, self.file + ".qemu"):
+            if os.path.exists(path):
+                os.unlink(path)
+
+
+def row(*columns):
+    print("%-14s %-16s %-22s %-22s %s" % columns, flush=True)
+
+
+def ratio(name, ours, theirs):
+    return "ratio %s: %s" % (name, spread([a / b for a, b in zip(ours, theirs)]))
+
+
+def place(lab, name, folder, args, last):
+    """Saves and restores in one place."""
+    bench = Bench(lab, name, folder, args.mib)
+    tries = {}
+    bench.save("mapped-ram")  # the first one makes pages warm, and does not count
+    for way in QEMU_WAYS:
+        try:
+            tries[way] = max(bench.save(way) for _ in range(2))
+        except Exception as error:  # tmpfs knows no direct I/O on some kernels
+            print("# %s, QEMU %s: %s" % (name, way, str(error).splitlines()[0]))
+            bench.source.kill()
+            bench.source = bench.machine("again%d" % len(lab.qemus), bench.ram)
+            time.sleep(1)
+    best = max(tries, key=tries.get)
+    print("# %s: QEMU's GiB/s of a save: %s" % (name, ", ".join("%s %.2f" % t
+                                                                 for t in tries.items())))
+    saves = {way: [] for way in list(FERRY_WAYS) + [best, "fio"]}
+    restores = {way: [] for way in ("ferry", best, "fio")}
+    bench.save("ferry")
+    for _ in range(args.rounds):
+        for way in saves:
+            if way == "fio":
+                bench.fio_remove()
+                saves[way].append(bench.fio("write"))
+            else:
+                saves[way].append(bench.save(way))
+        restores["fio"].append(bench.fio("read"))
+        bench.fio_remove()
+        for way in ("ferry", best):
+            restores[way].append(bench.restore(way)[0])
+    for way in saves:
+        row(name, way, spread(saves[way]),
+            spread(restores[way]) if restores.get(way) else "", "")
+    ours = max(FERRY_WAYS, key=lambda way: statistics.median(saves[way]))
+    suffix = "" if name == "disk" else "-" + name
+    last += [ratio("save" + suffix, saves[ours], saves[best]),
+             ratio("save-plain" + suffix, saves["ferry"], saves[best]),
+             ratio("save-fio" + suffix, saves[ours], saves["fio"]),
+             ratio("restore" + suffix, restores["ferry"], restores[best]),
+             ratio("restore-fio" + suffix, restores["ferry"], restores["fio"])]
+    bench.close()
+
+
+def lazy(lab, folder, args, last):
+    """To the first instruction, whole and lazy, by size of RAM."""
+    firsts = {}
+    for mib in [int(s) for s in args.sizes.split(",")]:
+        bench = Bench(lab, "lazy-%d" % mib, folder, mib)
+        whole, early, bench_ms = [], [], []
+        bench.save("ferry")
+        for _ in range(min(args.rounds, 5)):
+            whole.append(bench.restore("ferry")[1])
+            speed, first, result = bench.restore("ferry", "--lazy")
+            early.append(first)
+            bench_ms.append(result["total_ns"] / 1e6)
+        row("%d MiB" % mib, "whole", "", "", "first %s ms" % spread(whole, 1))
+        row("", "lazy", "", "", "first %s ms, all of it %s ms" % (spread(early, 1),
+                                                                  spread(bench_ms, 0)))
+        firsts[mib] = early
+        last.append(ratio("first-%d" % mib, early, whole))
+        bench.close()
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--mib", type=int, default=1024, help="RAM of the guest (1024)")
+    parser.add_argument("--rounds", type=int, default=5, help="counted turns of each (5)")
+    parser.add_argument("--sizes", default="256,1024,4096", help="MiB of RAM of the lazy restores")
+    parser.add_argument("--only", default="disk,tmpfs,lazy")
+    parser.add_argument("--disk", default="/var/tmp", help="a folder on a disk (/var/tmp)")
+    args = parser.parse_args()
+    only, last = args.only.split(","), []
+    prerequisites()
+    try:
+        subprocess.run(["fio", "--version"], check=True, stdout=subprocess.DEVNULL)
+    except OSError:
+        raise tap.Skip("fio is not installed: run scripts/install test")
+    binary = os.environ.get("FERRY_QEMU") or other_qemu("11.1")
+    version = subprocess.run([binary, "--version"], stdout=subprocess.PIPE, text=True).stdout
+    print("# %s; %d processors, load %.1f; %d MiB of RAM, %d turns, %d channels"
+          % (version.split("\n")[0], os.cpu_count(), os.getloadavg()[0], args.mib, args.rounds,
+             CHANNELS))
+    row("where", "who", "save GiB/s", "restore GiB/s", "")
+    lab = new_lab(binary)
+    try:
+        for name, parent in (("disk", args.disk), ("tmpfs", SHM)):
+            if name in only:
+                folder = tempfile.mkdtemp(dir=parent, prefix="ferry-bench-")
+                lab.on_close(lambda folder=folder: subprocess.run(["rm", "-rf", folder]))
+                place(lab, name, folder, args, last)
+        if "lazy" in only:
+            folder = tempfile.mkdtemp(dir=args.disk, prefix="ferry-bench-")
+            lab.on_close(lambda folder=folder: subprocess.run(["rm", "-rf", folder]))
+            lazy(lab, folder, args, last)
+    finally:
+        lab.close()
+    check(last, "nothing was measured")
+    for text in last:
+        print(text)
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and clean up on the way
+    try:
+        main()
+    except tap.Skip as skip:
+        print("SKIP: %s" % skip)
+        sys.exit(2)
+    finally:
+        Lab.close_all()
