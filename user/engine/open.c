@@ -100,6 +100,26 @@ int ferry_open_guest(struct ferry_job *job, enum ferry_guest_role role, struct f
 	return 0;
 }
 
+int ferry_open_source(struct ferry_job *job, struct ferry_guest **guest, struct ferry_ram *ram,
+		      struct ferry_error *err)
+{
+	int r = ferry_open_guest(job, FERRY_GUEST_SOURCE, guest, err);
+
+	if (!r)
+		r = (*guest)->ops->check(*guest, err);
+	if (!r)
+		r = (*guest)->ops->describe(*guest, ram, err);
+	if (!r)
+		r = ferry_ram_map(ram, false, err);
+	if (r)
+		return r;
+	pthread_mutex_lock(&job->lock);
+	job->stats.ram_bytes = ferry_ram_bytes(ram);
+	job->stats.channels = job->options.channels;
+	pthread_mutex_unlock(&job->lock);
+	return 0;
+}
+
 int ferry_job_undo(struct ferry_job *job, bool resume, struct ferry_error *err)
 {
 	struct ferry_guest *guest;

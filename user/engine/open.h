@@ -14,4 +14,12 @@
 int ferry_open_guest(struct ferry_job *job, enum ferry_guest_role role, struct ferry_guest **out,
 		     struct ferry_error *err);
 
+/**
+ * ferry_open_source() - open a guest whose memory is to be read: checked, described, mapped
+ *
+ * Changes nothing there. *@guest is set even when a later step fails; @ram is initialised.
+ */
+int ferry_open_source(struct ferry_job *job, struct ferry_guest **guest, struct ferry_ram *ram,
+		      struct ferry_error *err);
+
 #endif

@@ -102,24 +102,10 @@ static void source_disarm(struct source *s)
 static int source_attach(struct source *s, struct ferry_error *err)
 {
 	struct ferry_job *job = s->job;
-	const struct ferry_guest_ops *ops;
-	int r;
+	int r = ferry_open_source(job, &s->settle.guest, &s->ram, err);
 
-	r = ferry_open_guest(job, FERRY_GUEST_SOURCE, &s->settle.guest, err);
 	if (r)
 		return r;
-	ops = s->settle.guest->ops;
-	r = ops->check(s->settle.guest, err);
-	if (!r)
-		r = ops->describe(s->settle.guest, &s->ram, err);
-	if (!r)
-		r = ferry_ram_map(&s->ram, false, err);
-	if (r)
-		return r;
-	pthread_mutex_lock(&job->lock);
-	job->stats.ram_bytes = ferry_ram_bytes(&s->ram);
-	job->stats.channels = job->options.channels;
-	pthread_mutex_unlock(&job->lock);
 	/* What is not sent before the stop need not be tracked. */
 	if (job->options.postcopy == FERRY_POSTCOPY_NOW && !strcmp(job->options.tracker, "auto"))
 		snprintf(job->options.tracker, sizeof(job->options.tracker), "none");
