@@ -29,7 +29,7 @@
 
 static char folder[] = "/tmp/ferry-writer-XXXXXX";
 static char path[64];
-static bool direct;
+static bool direct, still;
 
 static void ram_make(struct ferry_ram *ram, const uint64_t *sizes, unsigned int count)
 {
@@ -76,6 +76,7 @@ static struct ferry_store_writer *writer_make(const struct ferry_ram *ram, unsig
 		.ram = ram,
 		.channels = channels,
 		.direct = direct,
+		.still = still,
 		.partial = partial,
 		.kind = "qmp",
 		.vmm = "a VMM",
@@ -356,6 +357,25 @@ static unsigned int names(void)
 	return n;
 }
 
+/* Looked at through our mappings, the same comes out. */
+static void through_mappings(void **state)
+{
+	const uint64_t odd[] = { 3 * MIB + 4096, 4096, MIB - 4096 };
+	struct ferry_ram ram;
+	unsigned int i;
+
+	(void)state;
+	still = true;
+	ram_make(&ram, odd, 3);
+	for (i = 0; i < 700; i += 3)
+		fill(&ram, 0, i, 1 + i % 2, i % 5);
+	fill(&ram, 2, 200, 55, 4);
+	fill(&ram, 1, 0, 1, 0);
+	assert_int_equal(ferry_ram_map(&ram, false, NULL), 0);
+	assert_true(round_trip(&ram, 3) > 200);
+	still = false;
+}
+
 /* Until it is finished there is nothing; then there is the file alone. */
 static void nothing_is_left(void **state)
 {
@@ -478,6 +498,7 @@ int main(void)
 		cmocka_unit_test(rounds),
 		cmocka_unit_test(partial),
 		cmocka_unit_test(past_the_cache),
+		cmocka_unit_test(through_mappings),
 		cmocka_unit_test(nothing_is_left),
 		cmocka_unit_test(existing),
 		cmocka_unit_test(abort_while_waiting),

@@ -35,6 +35,9 @@
 /* The numbers that status shows are this fresh. */
 #define LAZY_TICK_NS (200 * FERRY_NS_PER_MS)
 
+/* Few: what the guest waits for is behind them in the disk's queue. */
+#define LAZY_AHEAD 2
+
 static void wake(struct ferry_lazy *lazy)
 {
 	uint64_t one = 1;
@@ -184,6 +187,8 @@ static int bring(struct ferry_lazy *lazy, unsigned int block, uint64_t extent, u
 	pthread_mutex_lock(&lazy->lock);
 	runs = lazy->prefetch;
 	pthread_mutex_unlock(&lazy->lock);
+	if (runs)
+		ferry_store_ahead(lazy->file, block, extent + LAZY_AHEAD);
 	r = ferry_store_read(lazy->file, block, extent, lazy->verify, buf, err);
 	if (!r && runs && ferry_fault_point("lazy-read", NULL))
 		r = ferry_error_set(err, EIO, "reading %s: %s", lazy->file->path, strerror(EIO));

@@ -190,6 +190,7 @@ static int save_file(struct save *s, struct ferry_error *err)
 		.ram = &s->ram,
 		.channels = s->job->options.channels,
 		.direct = s->job->options.direct,
+		.still = !s->job->options.live,
 		.kind = ferry_guest_kind(guest),
 		.vmm = guest->version,
 		.pay = writer_pay,

@@ -2,6 +2,7 @@
 #include "store/lane.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <liburing.h>
 #include <stdlib.h>
 #include <string.h>
@@ -162,8 +163,13 @@ int ferry_store_lane_write(struct ferry_store_lane *l, const uint8_t *from, size
 	unsigned int index;
 	int r = l->failed;
 
-	if (!l->direct)
-		return ferry_io_pwrite(l->fd, from, len, off);
+	if (!l->direct) {
+		r = ferry_io_pwrite(l->fd, from, len, off);
+		/* The disk begins now, and not when all is to be synced. Advice: it may fail. */
+		if (!r)
+			sync_file_range(l->fd, off, (off_t)len, SYNC_FILE_RANGE_WRITE);
+		return r;
+	}
 	while (!r && !l->spares)
 		r = wait_one(l);
 	if (r)

@@ -25,6 +25,12 @@
 
 #define READER_PIECE_BYTES (64u << 10)
 
+/*
+ * So many extents ahead the disk is told what comes: several threads that take turns look to the
+ * kernel like one that jumps about. Enough to keep a fast disk busy, too few to fill memory.
+ */
+#define READER_AHEAD 8
+
 static int damaged(const struct ferry_store_file *f, const char *what, struct ferry_error *err)
 {
 	return ferry_error_set(err, EPROTO, "%s is damaged: %s does not hold", f->path, what);
@@ -326,6 +332,19 @@ int ferry_store_read(const struct ferry_store_file *f, unsigned int block, uint6
 			       (unsigned long long)extent);
 }
 
+void ferry_store_ahead(const struct ferry_store_file *f, unsigned int block, uint64_t extent)
+{
+	const struct ferry_store_block *b = &f->blocks[block];
+	struct ferry_store_set set;
+
+	if (extent >= ferry_store_extents(b->size_bytes))
+		return;
+	ferry_store_pages(f, block, extent, &set);
+	if (!ferry_store_set_empty(&set))
+		posix_fadvise(f->fd, (off_t)(b->pages_off + extent * FERRY_STORE_EXTENT_BYTES),
+			      FERRY_STORE_EXTENT_BYTES, POSIX_FADV_WILLNEED);
+}
+
 struct read_all {
 	struct ferry_store_file *f;
 	const struct ferry_store_read_params *params;
@@ -339,6 +358,7 @@ static int read_one(void *ctx, unsigned int lane, unsigned int block, uint64_t e
 	struct ferry_store_set set;
 	int r;
 
+	ferry_store_ahead(all->f, block, extent + READER_AHEAD);
 	ferry_store_pages(all->f, block, extent, &set);
 	if (ferry_store_set_empty(&set))
 		return 0;

@@ -52,6 +52,9 @@ void ferry_store_pages(const struct ferry_store_file *f, unsigned int block, uin
 int ferry_store_read(const struct ferry_store_file *f, unsigned int block, uint64_t extent,
 		     bool verify, uint8_t *buf, struct ferry_error *err);
 
+/** ferry_store_ahead() - this extent will be read soon, if there is one of that number. */
+void ferry_store_ahead(const struct ferry_store_file *f, unsigned int block, uint64_t extent);
+
 struct ferry_store_read_params {
 	unsigned int threads;
 	bool verify;

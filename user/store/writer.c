@@ -20,6 +20,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -129,20 +130,50 @@ static int pay(struct ferry_store_writer *w, uint64_t bytes)
 	return r;
 }
 
-/* Read the pages, and sort them: those of zeros move from @data to @zero. */
-static int look(struct ferry_store_writer *w, struct writer_item *item, uint8_t *buf)
+/*
+ * Where the extent's bytes can be seen, in our mapping of memory that stands still. Queued are
+ * pages that hold data, so that looking at them allocates none.
+ */
+static const uint8_t *see(struct ferry_store_writer *w, const struct writer_item *item)
+{
+	const struct ferry_ram_block *b = &w->params.ram->blocks[item->block];
+	unsigned int first = 0, pages;
+	uint8_t *at;
+
+	if (!w->params.still || w->params.direct || w->params.partial || !b->map)
+		return NULL;
+	at = b->map + item->extent * FERRY_STORE_EXTENT_BYTES;
+	/* One call instead of a fault for every few pages; faults do it where it is not known. */
+	for (; (pages = ferry_store_set_run(&item->data, &first)); first += pages)
+		if (madvise(at + (size_t)first * FERRY_STORE_PAGE_BYTES,
+			    (size_t)pages * FERRY_STORE_PAGE_BYTES, MADV_POPULATE_READ))
+			break;
+	return at;
+}
+
+/* Read the pages into @buf. */
+static int fetch(struct ferry_store_writer *w, const struct writer_item *item, uint8_t *buf)
 {
 	const struct ferry_ram_block *b = &w->params.ram->blocks[item->block];
 	uint64_t at = b->fd_off_bytes + item->extent * FERRY_STORE_EXTENT_BYTES;
+	unsigned int first = 0, pages;
+	int r = 0;
+
+	for (; !r && (pages = ferry_store_set_run(&item->data, &first)); first += pages) {
+		size_t off = (size_t)first * FERRY_STORE_PAGE_BYTES;
+
+		r = ferry_io_pread(b->fd, buf + off, (size_t)pages * FERRY_STORE_PAGE_BYTES,
+				   (off_t)(at + off));
+	}
+	return r;
+}
+
+/* Pages of zeros move from @data to @zero. */
+static void sort(struct writer_item *item, const uint8_t *buf)
+{
 	unsigned int first = 0, pages, i;
 
 	for (; (pages = ferry_store_set_run(&item->data, &first)); first += pages) {
-		size_t off = (size_t)first * FERRY_STORE_PAGE_BYTES;
-		int r = ferry_io_pread(b->fd, buf + off, (size_t)pages * FERRY_STORE_PAGE_BYTES,
-				       (off_t)(at + off));
-
-		if (r)
-			return r;
 		for (i = first; i < first + pages; i++) {
 			if (!ferry_zero_is(buf + (size_t)i * FERRY_STORE_PAGE_BYTES,
 					   FERRY_STORE_PAGE_BYTES))
@@ -151,7 +182,6 @@ static int look(struct ferry_store_writer *w, struct writer_item *item, uint8_t 
 			item->zero.words[i / 64] |= 1ull << i % 64;
 		}
 	}
-	return 0;
 }
 
 static int punch(struct ferry_store_writer *w, off_t off, size_t len)
@@ -200,9 +230,19 @@ static int write_runs(struct writer_channel *ch, const struct ferry_store_set *s
 	return r;
 }
 
+/* Pages that are in a partial file as holes count as zeros in its checksums. */
+static void clear_zeros(const struct writer_item *item, uint8_t *buf)
+{
+	unsigned int i;
+
+	for (i = 0; i < FERRY_STORE_EXTENT_PAGES; i++)
+		if (item->zero.words[i / 64] & 1ull << i % 64)
+			memset(buf + (size_t)i * FERRY_STORE_PAGE_BYTES, 0, FERRY_STORE_PAGE_BYTES);
+}
+
 /* What the file holds of the extent from now on, and its checksum if it can be known here. */
 static int account(struct ferry_store_writer *w, const struct writer_item *item,
-		   const struct ferry_store_set *before, uint8_t *buf)
+		   const struct ferry_store_set *before, const uint8_t *buf)
 {
 	uint64_t words = w->blocks[item->block].bitmap_bytes / 8;
 	struct ferry_store_set now = *before;
@@ -220,10 +260,6 @@ static int account(struct ferry_store_writer *w, const struct writer_item *item,
 		w->stale[item->block][item->extent] = true;
 		return 0;
 	}
-	for (i = 0; w->params.partial && i < FERRY_STORE_EXTENT_PAGES; i++)
-		if (item->zero.words[i / 64] & 1ull << i % 64)
-			memset(buf + (size_t)i * FERRY_STORE_PAGE_BYTES, 0,
-			       FERRY_STORE_PAGE_BYTES);
 	return ferry_store_set_sum(&now, buf, &w->sums[item->block][item->extent]);
 }
 
@@ -249,16 +285,23 @@ static int write_item(struct writer_channel *ch, struct writer_item *item, bool 
 	struct ferry_store_writer *w = ch->writer;
 	const struct ferry_store_block *b = &w->blocks[item->block];
 	off_t at = (off_t)(b->pages_off + item->extent * FERRY_STORE_EXTENT_BYTES);
+	const uint8_t *bytes = see(w, item);
 	struct ferry_store_set before, gone;
 	unsigned int i, pages;
-	uint8_t *buf;
-	int r = ferry_store_lane_buffer(ch->lane, &buf);
+	uint8_t *buf = NULL;
+	int r = 0;
 
-	if (!r)
-		r = look(w, item, buf);
+	if (!bytes) {
+		r = ferry_store_lane_buffer(ch->lane, &buf);
+		if (!r)
+			r = fetch(w, item, buf);
+		bytes = buf;
+	}
+	if (r)
+		return r;
+	sort(item, bytes);
 	pages = ferry_store_set_count(&item->data);
-	if (!r)
-		r = pay(w, (uint64_t)pages * FERRY_STORE_PAGE_BYTES);
+	r = pay(w, (uint64_t)pages * FERRY_STORE_PAGE_BYTES);
 	if (!r && pages && w->params.step && w->params.step(w->params.ctx, "file-write", NULL))
 		r = -EIO; /* what a test asks for */
 	if (r)
@@ -268,12 +311,14 @@ static int write_item(struct writer_channel *ch, struct writer_item *item, bool 
 		gone.words[i] = before.words[i] & item->zero.words[i];
 	r = drop(w, ch, &gone, at);
 	if (!r)
-		r = write_runs(ch, &item->data, buf, at);
+		r = write_runs(ch, &item->data, bytes, at);
 	if (r)
 		return r;
 	if (watch)
-		tell_written(w, item, buf);
-	return account(w, item, &before, buf);
+		tell_written(w, item, bytes);
+	if (w->params.partial)
+		clear_zeros(item, buf);
+	return account(w, item, &before, bytes);
 }
 
 static void *run_channel(void *arg)

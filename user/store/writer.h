@@ -20,9 +20,14 @@ struct ferry_store_writer;
 struct ferry_store_writer_params {
 	const char *path;
 	const char *id; /* see ferry_store_aside_open() */
-	const struct ferry_ram *ram; /* read by pread(2); outlives the writer */
+	const struct ferry_ram *ram; /* read by pread(2), or see @still; outlives the writer */
 	unsigned int channels;
 	bool direct;  /* past the page cache */
+	/*
+	 * Nobody writes the memory as long as pages are queued and not drained: it may be looked
+	 * at through our mappings, which saves a copy.
+	 */
+	bool still;
 	bool partial; /* FERRY_STORE_FEATURE_PARTIAL: pages that are not queued are not in it */
 	const char *kind; /* of the guest: whose device state it is */
 	const char *vmm;
