@@ -144,6 +144,39 @@ def with_the_module():
     proved("every page was told by the module; no lost write, nothing left in it")
 
 
+def newer_qemu(lab, guest):
+    """The QEMU under the running guest is upgraded, as an operator would after a security fix."""
+    source = guest.qemu
+    version = source.monitor.greeting["version"]["qemu"]
+    wanted = "10.0" if version["major"] < 10 else "11.1"
+    run = subprocess.run([os.path.join(ROOT, "selftests", "qemu", "qemu.sh"), wanted], text=True,
+                         stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    if run.returncode:
+        step(7, "NOT SHOWN, as QEMU %s cannot be fetched (%s): a newer QEMU under the guest."
+             % (wanted, run.stderr.strip().splitlines()[-1]))
+        return
+    machine = source.monitor.command("qom-get", path="/machine", property="type")
+    heir = lab.heir(source, mib=256, binary=run.stdout.strip(),
+                    machine=machine[:-len("-machine")])
+    step(7, "The QEMU under the running guest is upgraded: from %d.%d to %s. Both map the same RAM."
+         % (version["major"], version["minor"], wanted))
+    say("      $ ferry cpr %s --to %s" % (source.uri, heir.uri))
+    cpr = lab.cpr(source, heir).finish().check_code(0)
+    check_equal(cpr.result["sent_bytes"], 0, "bytes of RAM that were copied")
+    guest.moved(heir)
+    show_ticks(guest, 4)
+    check(not source.alive(), "the old QEMU has not ended")
+    ticks = guest.ticks()
+    check(not ticks.problems, "the counter: %s", "; ".join(ticks.problems[:5]))
+    proved("it runs in QEMU %d.%d now, the old one has ended; nothing was copied, it stood still "
+           "for %s" % (heir.monitor.greeting["version"]["qemu"]["major"],
+                       heir.monitor.greeting["version"]["qemu"]["minor"],
+                       milliseconds(cpr.result["downtime_ns"])))
+    proved("the counter went on to %d over three serial lines, 0 bad records" % ticks.numbers[-1])
+    heir.check_clean()
+    lab.check_no_ferry()
+
+
 def main():
     start = time.monotonic()
     try:
@@ -157,6 +190,7 @@ def main():
         prove(lab, guest, *migrate(lab, guest))
         snapshot(lab, guest)
         with_the_module()
+        newer_qemu(lab, guest)
     except Failed as error:
         print("\ndemo: FAILED: %s\n%s" % (error, lab.diagnostics()), file=sys.stderr)
         return 1
