@@ -203,6 +203,7 @@ def lazy(lab, kind):
 
 
 LIVE = {"qemu": ("qemu", ()), "vmm": ("vmm", ("--channels", 4)), "record": ("vmm", ("--record",)),
+        "log": ("vmm", ("--tracker", "port")),
         "direct": ("vmm", ("--direct",)), "qemu-direct": ("qemu", ("--direct", "--record"))}
 if not LONG:
     LIVE = {name: args for name, args in LIVE.items() if args[0] != "qemu"}
@@ -211,6 +212,10 @@ if not LONG:
 @test(timeout=60, cases=LIVE)
 def live(lab, kind, options):
     """Rounds while it runs; what the file holds is the guest at its short stop."""
+    if "port" in options:
+        if not vmm.have_kvm():
+            raise Skip("/dev/kvm is not there or not ours to use")
+        lab.shape += ("--tracker-log", "log")
     guest = lab.guest_of(kind)
     result = saved(lab.save(guest, "--live", *options), guest, mode="save-live")
     check(result["rounds"] >= 2, "no rounds: %s", result)
@@ -353,6 +358,26 @@ def lazy_file_lost(lab):
     lab.run("resume", ident).check_code(0)
     target = lab.destination("again")
     restored(lab.restore(target, "--id", ident), guest, target)
+    restored_vmm(guest, target)
+
+
+@test(timeout=40)
+def restore_cancelled(lab):
+    """Before the guest is started: its VMM waits on, with empty memory."""
+    guest = lab.guest()
+    saved(lab.save(guest), guest)
+    guest.qemu.kill()
+    target = lab.destination()
+    for options in ((), ("--lazy",)):
+        restore = lab.restore(target, *options, fault="pages:delay=700")
+        wait_until(lambda: "active" in restore.states(), 10, "it is active")
+        lab.run("cancel", restore.args[1].rsplit("/", 1)[1][:-len(".port")] + "-in").check_code(0)
+        restore.finish().check_code(1)
+        check_equal((restore.result["event"], restore.result["guest"]), ("cancelled", "none"),
+                    "the result")
+        check_equal(target.allocated(), 0, "memory that is left")
+        target.check_clean()
+    restored(lab.restore(target), guest, target)
     restored_vmm(guest, target)
 
 
