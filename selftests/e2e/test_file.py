@@ -226,8 +226,9 @@ def live(lab, kind, options):
     check(("--record" in options) == (told["order_entries"] > 0), "order of first touch: %s", told)
     guest.qemu.kill()
     target = lab.destination_of(kind)
-    restored(lab.restore(target, "--lazy" if "--record" in options else "--no-verify"), guest,
-             target)
+    how = [o for o in options if o == "--direct"]
+    restored(lab.restore(target, *how, "--lazy" if "--record" in options else "--no-verify"),
+             guest, target)
     PROOF[kind](guest, target)
 
 
@@ -435,7 +436,8 @@ def bad_files(lab):
     with open(lab.path("text"), "w") as file:
         file.write("some text\n" * 2000)
     size = os.path.getsize(lab.path())
-    cases = {"No such file": lambda: lab.path("none"), "is no snapshot": lambda: lab.path("text"),
+    cases = {"No such file": lambda: lab.path("none"),
+             "is no snapshot": lambda: lab.path("text"),
              "newer": lambda: damage(lab, 10, b"\2"),
              "never finished": lambda: damage(lab, 4096, bytes(4096)),
              "checksum of the header": lambda: damage(lab, 500, b"x"),

@@ -119,6 +119,11 @@ static int restore_open(struct restore *s, struct ferry_error *err)
 		return ferry_error_set(err, EINVAL, "%s holds only some pages of a guest, spilled "
 				       "during its migration: 'ferry recover' takes it, nobody can "
 				       "start a guest from it", s->file.path);
+	if (job->options.direct) {
+		r = ferry_store_direct(&s->file, err);
+		if (r)
+			return r;
+	}
 	memcpy(job->record.uuid, s->file.header.uuid, sizeof(job->record.uuid));
 	job->record.guest_paused = s->file.commit.flags & FERRY_STORE_COMMIT_PAUSED;
 	pthread_mutex_lock(&job->lock);

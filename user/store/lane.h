@@ -26,7 +26,7 @@ struct ferry_store_lane;
 int ferry_store_lane_create(int fd, bool direct, struct ferry_store_lane **out,
 			    struct ferry_error *err);
 
-/** ferry_store_lane_buffer() - a free one, page-aligned. May wait. Return: 0 or an earlier error. */
+/** ferry_store_lane_buffer() - a free one, page-aligned. May wait. Return: 0 or a write's error. */
 int ferry_store_lane_buffer(struct ferry_store_lane *lane, uint8_t **buf);
 
 /** ferry_store_lane_write() - some pages of that buffer to @off. Return: 0, -errno of any write. */

@@ -13,6 +13,7 @@
 #include <endian.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -43,14 +44,20 @@ static int cut_short(const struct ferry_store_file *f, struct ferry_error *err)
 }
 
 /* Read exactly that much. */
-static int get(const struct ferry_store_file *f, void *buf, size_t len, uint64_t off,
-	       struct ferry_error *err)
+static int get_from(const struct ferry_store_file *f, int fd, void *buf, size_t len, uint64_t off,
+		    struct ferry_error *err)
 {
-	int r = ferry_io_pread(f->fd, buf, len, (off_t)off);
+	int r = ferry_io_pread(fd, buf, len, (off_t)off);
 
 	if (r == -EPIPE)
 		return cut_short(f, err);
 	return r ? ferry_error_set(err, -r, "reading %s: %s", f->path, strerror(-r)) : 0;
+}
+
+static int get(const struct ferry_store_file *f, void *buf, size_t len, uint64_t off,
+	       struct ferry_error *err)
+{
+	return get_from(f, f->fd, buf, len, off, err);
 }
 
 static int open_file(struct ferry_store_file *f, const char *path, uint64_t *bytes,
@@ -252,7 +259,7 @@ int ferry_store_open(struct ferry_store_file *f, const char *path, struct ferry_
 	int r;
 
 	memset(f, 0, sizeof(*f));
-	f->fd = -1;
+	f->fd = f->direct_fd = -1;
 	if (!hash)
 		return ferry_error_set(err, ENOMEM, "out of memory");
 	XXH3_64bits_reset(hash);
@@ -281,6 +288,7 @@ void ferry_store_close(struct ferry_store_file *f)
 	unsigned int i;
 
 	ferry_io_close(&f->fd);
+	ferry_io_close(&f->direct_fd);
 	for (i = 0; i < f->header.blocks; i++) {
 		if (f->bits)
 			free(f->bits[i]);
@@ -299,6 +307,19 @@ void ferry_store_close(struct ferry_store_file *f)
 }
 
 /* ---- pages ---- */
+
+int ferry_store_direct(struct ferry_store_file *f, struct ferry_error *err)
+{
+	char self[32];
+
+	/* The same file, whatever has its name now. */
+	snprintf(self, sizeof(self), "/proc/self/fd/%d", f->fd);
+	f->direct_fd = open(self, O_RDONLY | O_DIRECT | O_CLOEXEC);
+	if (f->direct_fd >= 0)
+		return 0;
+	return ferry_error_set(err, errno, "--direct: the file system of %s does not do it (%s); leave "
+			       "--direct out", f->path, strerror(errno));
+}
 
 void ferry_store_pages(const struct ferry_store_file *f, unsigned int block, uint64_t extent,
 		       struct ferry_store_set *set)
@@ -319,7 +340,8 @@ int ferry_store_read(const struct ferry_store_file *f, unsigned int block, uint6
 	for (; !r && (pages = ferry_store_set_run(&set, &first)); first += pages) {
 		size_t off = (size_t)first * FERRY_STORE_PAGE_BYTES;
 
-		r = get(f, buf + off, (size_t)pages * FERRY_STORE_PAGE_BYTES, at + off, err);
+		r = get_from(f, f->direct_fd >= 0 ? f->direct_fd : f->fd, buf + off,
+			     (size_t)pages * FERRY_STORE_PAGE_BYTES, at + off, err);
 	}
 	if (r || !verify)
 		return r;
@@ -337,7 +359,7 @@ void ferry_store_ahead(const struct ferry_store_file *f, unsigned int block, uin
 	const struct ferry_store_block *b = &f->blocks[block];
 	struct ferry_store_set set;
 
-	if (extent >= ferry_store_extents(b->size_bytes))
+	if (extent >= ferry_store_extents(b->size_bytes) || f->direct_fd >= 0)
 		return;
 	ferry_store_pages(f, block, extent, &set);
 	if (!ferry_store_set_empty(&set))

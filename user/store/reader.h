@@ -17,6 +17,7 @@
 struct ferry_store_file {
 	char path[PATH_MAX];
 	int fd;
+	int direct_fd; /* for pages, past the page cache; -1: fd */
 	bool pages_verified; /* set by ferry_store_read_all() when it compared all checksums */
 	struct ferry_store_header header;
 	struct ferry_store_commit commit;
@@ -38,13 +39,16 @@ struct ferry_store_file {
 int ferry_store_open(struct ferry_store_file *f, const char *path, struct ferry_error *err);
 void ferry_store_close(struct ferry_store_file *f);
 
+/** ferry_store_direct() - read pages past the page cache from now on. Return: 0 or -errno. */
+int ferry_store_direct(struct ferry_store_file *f, struct ferry_error *err);
+
 /** ferry_store_pages() - which pages of an extent the file holds. */
 void ferry_store_pages(const struct ferry_store_file *f, unsigned int block, uint64_t extent,
 		       struct ferry_store_set *set);
 
 /**
  * ferry_store_read() - the pages of an extent that the file holds
- * @buf: room for a whole extent; each page at its place
+ * @buf: room for a whole extent, page-aligned; each page at its place
  * @verify: compare the checksum
  *
  * Return: 0; -EILSEQ the bytes are not what was written; -EPIPE the file has been cut; -errno.
