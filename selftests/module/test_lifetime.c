@@ -313,6 +313,62 @@ TEST(killed_users)
 	EXPECT_EQ(before, query.out_trackers);
 }
 
+/* Of the file of the next test, one page in sixteen is written; eight chunks of the module's. */
+#define LONG_PAGES (1UL << 18)
+#define LONG_STEP 16UL
+
+/* A child syncs all of it and is killed when the first bits are gone. Return: what is dirty then. */
+static long killed_in_a_sync(struct tracker *t, char *view, const uint64_t *live)
+{
+	uint64_t deadline;
+	pid_t child;
+
+	for (uint64_t page = 0; page < LONG_PAGES; page += LONG_STEP)
+		store(view + page * PAGE, 1);
+	child = fork();
+	if (child < 0)
+		return -errno;
+	if (!child) {
+		tracker_sync(t);
+		pause();
+	}
+	deadline = clock_ns() + 60000000000ULL;
+	while (*(const volatile uint64_t *)live && clock_ns() < deadline)
+		;
+	if (kill(child, SIGKILL) || waitpid(child, NULL, 0) != child)
+		return -errno;
+	return tracker_get(t);
+}
+
+/* Between chunks it looks whether it was killed, and leaves the rest as it is. */
+TEST(a_long_sync_can_be_killed)
+{
+	struct ferry_bitmap_fd bitmap = { .size = sizeof(bitmap) };
+	const long all = LONG_PAGES / LONG_STEP;
+	const uint64_t *live;
+	struct tracker t;
+	long left = 0;
+	char *view;
+
+	ASSERT_EQ(0, tracker_make(&t, LONG_PAGES));
+	view = tracker_view(&t);
+	ASSERT_NE(NULL, view);
+	ASSERT_EQ(0, ferry_ioctl(t.fd, FERRY_BITMAP, &bitmap));
+	live = mmap(NULL, PAGE, PROT_READ, MAP_SHARED, bitmap.out_fd, 0);
+	ASSERT_NE(MAP_FAILED, live);
+	/* Where we were not looking for long enough, it was all done. */
+	for (int i = 0; i < 10 && !left; i++)
+		left = killed_in_a_sync(&t, view, live);
+	EXPECT_LT(0, left);
+	EXPECT_GT(all, left);
+	EXPECT_EQ(left, tracker_sync(&t));
+	EXPECT_EQ(0, tracker_sync(&t));
+	munmap((void *)live, PAGE);
+	close(bitmap.out_fd);
+	munmap(view, LONG_PAGES * PAGE);
+	tracker_end(&t);
+}
+
 /* --- limits ------------------------------------------------------------------------ */
 
 TEST(as_many_as_allowed)

@@ -180,6 +180,8 @@ static int live_bitmap(int tracker)
 
 TEST_F(track, refuses)
 {
+	struct tracker other = { .fd = -1 };
+	int made = tracker_make(&other, 4);
 	struct {
 		const char *what;
 		int fd;
@@ -203,6 +205,7 @@ TEST_F(track, refuses)
 		{ "a folder", open("/tmp", O_RDONLY | O_DIRECTORY), EACCES, EINVAL },
 		{ "/dev/ferry", open("/dev/ferry", O_RDWR), EINVAL, 0 },
 		{ "itself: a tracker", dup(self->t.fd), EINVAL, 0 },
+		{ "another tracker", other.fd, EINVAL, 0 },
 		{ "a live bitmap", live_bitmap(self->t.fd), EINVAL, EACCES },
 		{ "hugetlb memory", hugetlb_memfd(), EOPNOTSUPP, 0 },
 		{ "a memfd sealed against writing", sealed(F_SEAL_WRITE), EPERM, 0 },
@@ -210,6 +213,7 @@ TEST_F(track, refuses)
 		{ "a closed descriptor", closed(), EBADF, 0 },
 	};
 
+	ASSERT_EQ(0, made);
 	for (unsigned int i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
 		struct ferry_track a = { .size = sizeof(a), .memfd = cases[i].fd };
 		struct snapshot before;
@@ -226,6 +230,7 @@ TEST_F(track, refuses)
 		EXPECT_UNCHANGED(&before);
 		EXPECT_EQ(0, a.out_fd);
 	}
+	tracker_end(&other);
 }
 
 TEST_F(track, takes_other_seals)
