@@ -363,6 +363,26 @@ def lazy_file_lost(lab):
 
 
 @test(timeout=40)
+def limited(lab):
+    """No faster than it may be; meanwhile it is listed, and the limit can be lifted."""
+    guest = lab.guest()
+    save = lab.save(guest, "--max-bandwidth", "8M", "--live")
+    wait_until(lambda: "active" in save.states(), 10, "it is active")
+    status = json.loads(lab.run("status", guest.qemu.id, "--json").check_code(0).raw[-1])
+    check_equal((status["mode"], status["uri"], status["alive"]),
+                ("save-live", "file:" + lab.path(), True), "status")
+    check(guest.qemu.id in lab.run("list").stdout, "it is not listed")
+    result = saved(save, guest)
+    least = 0.6 * result["sent_bytes"] / (8 << 20)  # what is behind the limiter may be late
+    check(result["total_ns"] / 1e9 > least, "%d bytes in %g s", result["sent_bytes"],
+          result["total_ns"] / 1e9)
+    save = lab.save(guest, "--max-bandwidth", "4K")
+    wait_until(lambda: "device" in save.states(), 10, "the guest is stopped")
+    lab.run("set", guest.qemu.id, "max-bandwidth=0").check_code(0)
+    saved(save, guest)
+
+
+@test(timeout=40)
 def restore_cancelled(lab):
     """Before the guest is started: its VMM waits on, with empty memory."""
     guest = lab.guest()

@@ -43,6 +43,7 @@ struct event {
 static struct event log_events[MAX_EVENTS];
 static unsigned int events;
 static bool logging;
+static unsigned int fails; /* which sync fails; 0 none */
 static char folder[] = "/dev/shm/ferry-power-XXXXXX";
 static char path[64], replay[64];
 
@@ -85,6 +86,10 @@ int fsync(int fd)
 {
 	struct stat st;
 
+	if (fails && !--fails) {
+		errno = EIO;
+		return -1;
+	}
 	if (logging && !fstat(fd, &st))
 		note(S_ISDIR(st.st_mode) ? SYNC_FOLDER : SYNC, 0, 0, NULL);
 	return (int)syscall(SYS_fsync, fd);
@@ -256,6 +261,34 @@ static void power_loss(void **state)
 	assert_true(violations(false) > 0);
 }
 
+/* A sync that fails is never taken for one that did not: the name stays as it was. */
+static void sync_fails(void **state)
+{
+	const struct ferry_store_tail tail = { .device = (const uint8_t *)"state", .device_bytes = 5 };
+	struct ferry_store_writer_params params = {
+		.path = path, .id = "t", .ram = &ram, .channels = 1, .kind = "qmp", .vmm = "",
+	};
+	unsigned int which;
+
+	(void)state;
+	unlink(path);
+	for (which = 1; which <= 3; which++) {
+		struct ferry_error err = { 0 };
+		struct ferry_store_writer *w;
+
+		assert_int_equal(ferry_store_writer_create(&params, &w, NULL), 0);
+		queue(w, 0, 768);
+		fails = which;
+		assert_int_equal(ferry_store_writer_finish(w, &tail, &err), -EIO);
+		assert_int_equal(fails, 0);
+		ferry_store_writer_free(w);
+		assert_non_null(strstr(err.text, path));
+		/* The last one is the folder's: the file has its name, and that is said. */
+		assert_int_equal(access(path, F_OK), which == 3 ? 0 : -1);
+		assert_true(!strstr(err.text, "cannot be synced") == (which != 3));
+	}
+}
+
 static int setup(void **state)
 {
 	(void)state;
@@ -283,6 +316,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(power_loss),
+		cmocka_unit_test(sync_fails),
 	};
 
 	return cmocka_run_group_tests(tests, setup, teardown);

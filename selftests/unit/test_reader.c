@@ -17,6 +17,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -35,6 +36,19 @@ static char path[64];
 static uint8_t *image; /* a good file */
 static size_t image_bytes;
 static struct ferry_store_file good;
+
+static size_t most = SIZE_MAX;	   /* that one read gives */
+static unsigned int fails_after; /* so many reads; 0 never */
+
+/* A disk that gives little at a time, or fails. */
+ssize_t pread(int fd, void *buf, size_t n, off_t off)
+{
+	if (fails_after && !--fails_after) {
+		errno = EIO;
+		return -1;
+	}
+	return syscall(SYS_pread64, fd, buf, n < most ? n : most, off);
+}
 
 static void write_file(const uint8_t *bytes, size_t len)
 {
@@ -97,7 +111,7 @@ static void make_good(void)
 /* Return: what opening and reading all of it says. */
 static int try_file(struct ferry_error *err)
 {
-	struct ferry_store_read_params params = { .threads = 2, .verify = true };
+	struct ferry_store_read_params params = { .threads = fails_after ? 1 : 2, .verify = true };
 	static struct ferry_store_file f;
 	int r;
 
@@ -388,6 +402,29 @@ static void read_all_ends(void **state)
 	ferry_store_close(&f);
 }
 
+static void bad_disk(void **state)
+{
+	unsigned int reads, failed = 0;
+	struct ferry_error err;
+
+	(void)state;
+	write_file(image, image_bytes);
+	most = 1000; /* no page comes in one piece */
+	must_be(0, "", "short reads");
+	most = SIZE_MAX;
+	/* Wherever it fails, that is what is said. */
+	for (reads = 1; reads < 100; reads++) {
+		fails_after = reads;
+		if (!try_file(&err))
+			break;
+		assert_int_equal(err.errnum, EIO);
+		assert_non_null(strstr(err.text, "Input/output error"));
+		failed++;
+	}
+	fails_after = 0;
+	assert_true(failed > 8 && reads < 100);
+}
+
 /* What version 1 wrote on the day it was made is read for ever. */
 static void fixture(void **state)
 {
@@ -443,6 +480,7 @@ int main(void)
 		cmocka_unit_test(not_files),
 		cmocka_unit_test(changed_meanwhile),
 		cmocka_unit_test(read_all_ends),
+		cmocka_unit_test(bad_disk),
 		cmocka_unit_test(fixture),
 	};
 
