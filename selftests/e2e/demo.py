@@ -22,7 +22,7 @@ def say(text=""):
 
 
 def step(number, text):
-    say("\n[%d/8] %s" % (number, text))
+    say("\n[%d/9] %s" % (number, text))
 
 
 def proved(text):
@@ -102,18 +102,19 @@ def prove(lab, guest, target, send, recv):
     proved("nothing of ferry is left in QEMU or on this machine")
 
 
-def snapshot(lab, guest):
+def snapshot(lab):
     """Save it, end it as hard as can be, and start it from the file before that is read."""
     path = os.path.join(lab.dir, "vm.snap")
-    step(6, "`ferry save` writes the guest to a file; its QEMU is killed; `ferry restore --lazy`\n"
-            "      starts it in another one at once, and reads what it touches first.")
+    step(7, "`ferry save` writes another guest to a file; its QEMU is killed; `ferry restore --lazy`\n"
+            "      starts it in a new one at once, and reads what it touches first.")
+    guest = lab.boot("vm3", append=APPEND, mib=256)
     say("      $ ferry save %s vm.snap --live" % guest.qemu.uri)
     save = lab.ferry("save", guest.qemu.uri, path, "--live").finish().check_code(0)
     say("      %.1f MiB written while it ran; it stood still for %s"
         % (save.result["sent_bytes"] / 2 ** 20, milliseconds(save.result["downtime_ns"])))
     last = guest.ticks().numbers[-1]
     guest.qemu.kill()
-    target = lab.destination("vm3", mib=256)
+    target = lab.destination("vm4", mib=256)
     say("      $ ferry restore %s vm.snap --lazy" % target.uri)
     restore = lab.ferry("restore", target.uri, path, "--lazy").finish().check_code(0)
     say("      it ran after %s; %d times it waited for memory that was still in the file"
@@ -132,9 +133,9 @@ def snapshot(lab, guest):
 def with_the_module():
     """Its own proofs are in selftests/hosted/demo.py."""
     if "--without-module" in sys.argv[1:]:
-        step(7, "NOT SHOWN, as --without-module asks: the same with the kernel module.")
+        step(8, "NOT SHOWN, as --without-module asks: the same with the kernel module.")
         return
-    step(7, "The same in a virtual machine with Debian 12's own kernel, with ferry's module, which\n"
+    step(8, "The same in a virtual machine with Debian 12's own kernel, with ferry's module, which\n"
          "      sees every writer of guest RAM. All is emulated, the guest even twice; a minute.")
     sys.stdout.flush()
     run = subprocess.run([os.path.join(ROOT, "selftests", "hosted", "demo.sh")],
@@ -152,13 +153,13 @@ def newer_qemu(lab, guest):
     run = subprocess.run([os.path.join(ROOT, "selftests", "qemu", "qemu.sh"), wanted], text=True,
                          stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     if run.returncode:
-        step(7, "NOT SHOWN, as QEMU %s cannot be fetched (%s): a newer QEMU under the guest."
+        step(6, "NOT SHOWN, as QEMU %s cannot be fetched (%s): a newer QEMU under the guest."
              % (wanted, run.stderr.strip().splitlines()[-1]))
         return
     machine = source.monitor.command("qom-get", path="/machine", property="type")
     heir = lab.heir(source, mib=256, binary=run.stdout.strip(),
                     machine=machine[:-len("-machine")])
-    step(7, "The QEMU under the running guest is upgraded: from %d.%d to %s. Both map the same RAM."
+    step(6, "The QEMU under the running guest is upgraded: from %d.%d to %s. Both map the same RAM."
          % (version["major"], version["minor"], wanted))
     say("      $ ferry cpr %s --to %s" % (source.uri, heir.uri))
     cpr = lab.cpr(source, heir).finish().check_code(0)
@@ -188,15 +189,15 @@ def main():
     try:
         guest = start_guest(lab)
         prove(lab, guest, *migrate(lab, guest))
-        snapshot(lab, guest)
-        with_the_module()
         newer_qemu(lab, guest)
+        snapshot(lab)
+        with_the_module()
     except Failed as error:
         print("\ndemo: FAILED: %s\n%s" % (error, lab.diagnostics()), file=sys.stderr)
         return 1
     finally:
         Lab.close_all()
-    step(8, "Done: all of it holds. %.0f s. `build/ferry --help` explains the commands."
+    step(9, "Done: all of it holds. %.0f s. `build/ferry --help` explains the commands."
          % (time.monotonic() - start))
     return 0
 
