@@ -46,7 +46,7 @@ struct start_others {
 static void start_check_other(void *ctx, const char *id)
 {
 	struct start_others *o = ctx;
-	struct ferry_record r;
+	struct ferry_record r = { 0 };
 
 	if (o->result || !strcmp(id, o->mine->id) || ferry_store_load(id, &r, NULL))
 		return;

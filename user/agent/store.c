@@ -440,7 +440,7 @@ struct store_claim {
 static void store_claim(void *ctx, const char *id)
 {
 	struct store_claim *c = ctx;
-	struct ferry_record r;
+	struct ferry_record r = { 0 };
 
 	if (c->result || !strcmp(id, c->mine) || ferry_store_load(id, &r, NULL))
 		return;

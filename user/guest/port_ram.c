@@ -164,7 +164,7 @@ static int match_member(struct ferry_vmm *v, struct ferry_vmm_peer *peer,
 
 	for (i = 0; i < peer->welcome.blocks && !r; i++) {
 		struct ferry_proto_ram told;
-		int fd, at;
+		int fd = -1, at;
 
 		r = ask_block(v, peer, i, &told, &fd, err);
 		if (r)

@@ -152,7 +152,7 @@ static int machine_type(struct ferry_qemu *q, char type[64], struct ferry_error 
 
 static int check_machine(struct ferry_qemu *q, struct ferry_qemu *old, struct ferry_error *err)
 {
-	char here[64], there[64];
+	char here[64] = "", there[64] = "";
 	int r = machine_type(q, here, err);
 
 	if (!r)
