@@ -24,9 +24,9 @@ guest with the same RAM between the same two command lines, in turns; the first 
 makes the pages of memory warm, does not count. QEMU migrates with the number of multifd
 channels that was its best here, ferry with what it does unasked.
 
-Before each turn as much memory as it will take is written and freed. Where this machine is a
-guest itself that gives back free memory to its host, new pages are dear otherwise, for both
-peers and by chance.
+Right before the copy of each turn begins as much memory as it will take is freed, which was
+written before. Where this machine is a guest itself that gives back free memory to its host,
+new pages are dear otherwise, for both peers and by chance.
 
 GiB/s is all of RAM over the migration's own duration; CPU s/GiB is the processor time of
 all processes of both sides (the QEMUs' too) while they migrate, for each GiB of RAM.
@@ -126,9 +126,10 @@ class Result:
 def by_ferry(lab, source, target, *args, ready=lambda: None):
     used, children = cpu_s(source.pid) + cpu_s(target.pid), children_cpu_s()
     recv = lab.recv(target, "tcp:127.0.0.1:0")
-    ready()
     send = lab.send(source, recv.listening, "--keep-source", *args)
-    send.finish(40).check_code(0)
+    send.wait_event(lambda e: e.get("state") == "setup", 30, "it begins")
+    ready()
+    send.finish(60).check_code(0)
     recv.finish().check_code(0)
     used = cpu_s(source.pid) + cpu_s(target.pid) - used
     r = send.result

@@ -18,6 +18,8 @@ from tap import Skip, test
 SLOW = ("--max-bandwidth", "4M")
 # A guest that dirties more than 24 MiB/s can carry: precopy cannot end by itself.
 RESTLESS = "ferry.mib=32 ferry.dirty=256 ferry.pause_ms=5"
+# Without end, as far as we look.
+WAIT_ROUNDS = 20 if os.environ.get("FERRY_TEST_LONG") else 5
 
 
 def two_on_loopback(lab, guest, send_args=(), recv_args=(), **target_options):
@@ -164,7 +166,9 @@ def on_the_wire(lab, options, smaller):
 
 @test()
 def the_eta_counts_pages(lab):
-    """What is to go is so many pages, whatever they take on the line; the limit is one of the line."""
+    """What is to go is so many pages, whatever they take on the line; the limit is one of the line.
+
+    That it is exactly pages by their pace is for test_stats to show; here, that it gets there."""
     guest = lab.guest()
     target, recv, send = two_on_loopback(lab, guest, ("--compress", "zstd", "--max-bandwidth",
                                                       "8M"))
@@ -536,6 +540,32 @@ def throttled(lab, *send_args):
 def throttled_until_it_converges(lab):
     guest, group, target, recv, send = throttled(lab, "--verify")
     lab.run("set", guest.qemu.id, "downtime-limit=120").check_code(0)
+    send.finish(60)
+    check_completed(send, recv)
+    check_equal(group.read(), group.before, "the limit afterwards")
+    guest.moved(target)
+    guest.check_good()
+
+
+@test(timeout=120)
+def only_a_throttle_makes_it_converge(lab):
+    """The same guest, the same migration: with "wait" it goes on for ever, and says why."""
+    guest = lab.boot(append="ferry.mib=4 ferry.dirty=256 ferry.pause_ms=5")
+    group = ControlGroup(lab, guest.qemu.pid)
+    target, recv, send = two_on_loopback(lab, guest, (
+        "--downtime-limit", 120, "--max-bandwidth", "14M", "--on-stall", "wait"))
+    event = send.wait_event(lambda e: e["event"] == "progress" and e["stall"], 40, "a stall")
+    check(re.fullmatch(r"dirtied \d+ MiB/s, sent \d+ MiB/s(, still \d+ ms of downtime, limit "
+                       r"120 ms)?: will not converge; waiting", event["stall"]),
+          "progress: %s", event)
+    first = event["round"]
+    event = send.wait_event(lambda e: e["event"] == "progress" and
+                            e["round"] >= first + WAIT_ROUNDS, 40, "more rounds")
+    check(event["stall"].endswith("waiting") and not event["throttle"], "progress: %s", event)
+    check_equal(group.read(), group.before, "the limit while it waits")
+    lab.run("set", guest.qemu.id, "on-stall=throttle").check_code(0)
+    event = send.wait_event(lambda e: e["event"] == "progress" and e["throttle"], 30, "a throttle")
+    check("throttling guest %d %%" % event["throttle"] in event["stall"], "progress: %s", event)
     send.finish(60)
     check_completed(send, recv)
     check_equal(group.read(), group.before, "the limit afterwards")

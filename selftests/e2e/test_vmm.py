@@ -11,7 +11,7 @@ import sys
 import tap
 import test_faults
 import vmm
-from lib import check, migrate
+from lib import check, check_completed, migrate, wait_until
 from tap import Skip, check_equal, test
 from vmm import VmmLab, have_kvm
 
@@ -25,6 +25,7 @@ TRACKERS = {  # the engine, what ferry-vmm is told, what ferry is told
     "pagemap": ("kvm", (), ("--tracker", "pagemap")),
     "threads": ("threads", (), ("--tracker", "pagemap")),
 }
+WAIT_ROUNDS = 20 if LONG else 5  # without end, as far as we look
 PATTERNS = ("seq", "random", "hot")
 SHORT = ("log-1-tcp", "log-4-unix", "ring-2-tcp", "ring-4-tcp", "pagemap-1-unix",
          "pagemap-4-tcp", "threads-2-tcp", "threads-4-unix")
@@ -78,6 +79,58 @@ def ram_size(lab, size):
     check(guest.qemu.allocated() <= 16 << 20, "%d bytes of RAM are allocated",
           guest.qemu.allocated())
     check_equal(guest.qemu.end(60), 0, "exit status: %s" % guest.qemu.stderr)
+
+
+def restless(lab, engine):
+    """A guest that does not converge, whose throttle is libferry's callback."""
+    lab.engine = engine
+    need_kvm(engine)
+    lab.shape = lab.shape[:2] + ("--vcpus", "2")
+    lab.work = ("--working-set", "4M", "--dirty-rate", "4000")
+    guest, target = lab.guest(), lab.destination()
+    recv = lab.recv(target, "tcp:127.0.0.1:0")
+    send = lab.send(guest.qemu, recv.listening, "--downtime-limit", 120, "--max-bandwidth", "14M",
+                    "--on-stall", "wait")
+    event = send.wait_event(lambda e: e["event"] == "progress" and e["stall"], 40, "a stall")
+    check(event["stall"].endswith(": will not converge; waiting"), "progress: %s", event)
+    first = event["round"]
+    event = send.wait_event(lambda e: e["event"] == "progress" and e["round"] >= first + WAIT_ROUNDS,
+                            40, "more rounds")
+    check_equal((event["throttle"], guest.qemu.ask()["throttle"]), (0, 0), "the throttle")
+    lab.run("set", guest.qemu.id, "on-stall=throttle").check_code(0)
+    return guest, target, recv, send
+
+
+@test(timeout=90, cases={name: (name,) for name in ("kvm", "threads") if LONG or name == "kvm"})
+def only_a_throttle_makes_it_converge(lab, engine):
+    guest, target, recv, send = restless(lab, engine)
+    event = send.wait_event(lambda e: e["event"] == "progress" and e["throttle"], 30, "a throttle")
+    check("throttling guest %d %%" % event["throttle"] in event["stall"], "progress: %s", event)
+    send.finish(60)
+    check_completed(send, recv)
+    check_equal(target.ask()["throttle"], 0, "the throttle at the destination")
+    guest.moved(target)
+    guest.check_good()
+
+
+@test(timeout=90, cases={how: (how,) for how in ("cancel", "kill", "set") if LONG or how == "kill"})
+def a_throttle_is_lifted(lab, how):
+    guest, target, recv, send = restless(lab, "kvm" if have_kvm() else "threads")
+    # Not so high that it converges before we are done.
+    lab.run("set", guest.qemu.id, "downtime-limit=5").check_code(0)
+    wait_until(lambda: guest.qemu.ask()["throttle"] >= 20, 30, "the guest is throttled")
+    if how == "set":
+        lab.run("set", guest.qemu.id, "on-stall=wait").check_code(0)
+        wait_until(lambda: guest.qemu.ask()["throttle"] == 0, 10, "the guest has its time back")
+    if how == "kill":
+        os.kill(send.worker(), 9)
+    else:
+        lab.run("cancel", guest.qemu.id).check_code(0)
+    for ferry in (send, recv):
+        ferry.finish().check_code(1)
+    check_equal(guest.qemu.ask()["throttle"], 0, "the throttle afterwards")
+    guest.check_good()
+    guest.qemu.check_clean()
 
 
 @test(timeout=60, cases={name: (name,) for name in ("kvm", "threads")})

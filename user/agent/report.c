@@ -125,7 +125,7 @@ void ferry_report_progress(const struct ferry_report *report, struct ferry_job *
 {
 	char sent[16], rate[16], dirty[16], line[512];
 	struct ferry_progress p;
-	uint64_t left, eta_ns;
+	uint64_t eta_ns;
 	double percent;
 
 	if (report->style != FERRY_REPORT_TERMINAL && report->style != FERRY_REPORT_JSON)
@@ -133,10 +133,8 @@ void ferry_report_progress(const struct ferry_report *report, struct ferry_job *
 	pthread_mutex_lock(&job->lock);
 	p = job->progress;
 	pthread_mutex_unlock(&job->lock);
-	left = p.round_pages > p.round_done_pages ? p.round_pages - p.round_done_pages : 0;
 	percent = p.round_pages ? 100.0 * (double)p.round_done_pages / (double)p.round_pages : 0;
-	/* In pages: what they take on the wire depends on what is in them. */
-	eta_ns = p.pages_per_s ? (uint64_t)((double)left * 1e9 / (double)p.pages_per_s) : 0;
+	eta_ns = ferry_progress_eta_ns(&p);
 	if (report->style == FERRY_REPORT_JSON) {
 		report_progress_json(job, &p, percent, eta_ns);
 		return;

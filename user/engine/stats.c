@@ -32,3 +32,11 @@ int ferry_mode_parse(const char *name)
 			return i;
 	return -EINVAL;
 }
+
+uint64_t ferry_progress_eta_ns(const struct ferry_progress *p)
+{
+	if (!p->pages_per_s || p->round_pages <= p->round_done_pages)
+		return 0;
+	return (uint64_t)((double)(p->round_pages - p->round_done_pages) * 1e9 /
+			  (double)p->pages_per_s);
+}

@@ -79,4 +79,12 @@ const char *ferry_mode_name(enum ferry_mode mode);
 /** ferry_mode_parse() - Return: the mode of that name, or -EINVAL. */
 int ferry_mode_parse(const char *name);
 
+/**
+ * ferry_progress_eta_ns() - what is left of the round, at the pace of now
+ *
+ * In pages: what they take on the wire depends on what is in them.
+ * Return: nanoseconds; 0 nothing left, or no pace known yet.
+ */
+uint64_t ferry_progress_eta_ns(const struct ferry_progress *progress);
+
 #endif

@@ -69,7 +69,7 @@ void report_work(struct vmm *vmm, bool print)
 	if (print)
 		SAY(vmm, "work", { "t_ms", (now - vmm->last.start_ns) / 1000000 }, { "work", work },
 		    { "rate", rate }, { "stalled_us", gap * 1000 / vmm->tsc_khz },
-		    { "errors", count_errors(vmm) });
+		    { "throttle", vmm->throttle }, { "errors", count_errors(vmm) });
 	vmm->last.work = work;
 	vmm->last.ns = now;
 }
