@@ -52,7 +52,8 @@ static int harvest(struct vmm *vmm)
 		for (;; vcpu->ring_next++) {
 			struct kvm_dirty_gfn *gfn = &vcpu->ring[vcpu->ring_next % RING_ENTRIES];
 
-			if (!(__atomic_load_n(&gfn->flags, __ATOMIC_ACQUIRE) & KVM_DIRTY_GFN_F_DIRTY))
+			if (!(__atomic_load_n(&gfn->flags, __ATOMIC_ACQUIRE) &
+			      KVM_DIRTY_GFN_F_DIRTY))
 				break;
 			vmm->pending[gfn->slot & 0xffff][gfn->offset / 64] |= 1ULL << gfn->offset % 64;
 			__atomic_store_n(&gfn->flags, KVM_DIRTY_GFN_F_RESET, __ATOMIC_RELEASE);
@@ -136,7 +137,8 @@ static struct kvm_cpuid_entry2 leaf(const struct vmm *vmm, uint32_t function, ui
 	uint32_t i;
 
 	for (i = 0; i < vmm->cpuid->nent; i++)
-		if (vmm->cpuid->entries[i].function == function && vmm->cpuid->entries[i].index == index)
+		if (vmm->cpuid->entries[i].function == function &&
+		    vmm->cpuid->entries[i].index == index)
 			return vmm->cpuid->entries[i];
 	return (struct kvm_cpuid_entry2){ 0 };
 }
@@ -203,7 +205,8 @@ static int create_vcpu(struct vmm *vmm, struct vcpu *vcpu)
 		vcpu->ring = mmap(NULL, RING_ENTRIES * sizeof(*vcpu->ring), PROT_READ | PROT_WRITE,
 				  MAP_SHARED, vcpu->fd, KVM_DIRTY_LOG_PAGE_OFFSET * PAYLOAD_PAGE);
 	if (vcpu->run == MAP_FAILED || vcpu->ring == MAP_FAILED)
-		return vmm_error(vmm, errno, "cannot map what KVM shares of vCPU %u: %m", vcpu->number);
+		return vmm_error(vmm, errno, "cannot map what KVM shares of vCPU %u: %m",
+				 vcpu->number);
 	return 0;
 }
 
@@ -214,10 +217,12 @@ static int enable_rings(struct vmm *vmm)
 	unsigned int i;
 
 	if (ioctl(vmm->fd, KVM_ENABLE_CAP, &cap))
-		return vmm_error(vmm, errno, "this KVM has no dirty rings (%m): use --tracker-log log");
+		return vmm_error(vmm, errno,
+				 "this KVM has no dirty rings (%m): use --tracker-log log");
 	for (i = 0; i < vmm->opt.blocks; i++)
 		if (!(vmm->pending[i] = calloc((vmm->host.block[i].pages + 63) / 64, 8)))
-			return vmm_error(vmm, ENOMEM, "no memory for the bitmaps of the dirty rings");
+			return vmm_error(vmm, ENOMEM,
+					 "no memory for the bitmaps of the dirty rings");
 	return 0;
 }
 
@@ -245,7 +250,8 @@ static int kvm_create(struct vmm *vmm)
 	sigaction(KICK, &kick, NULL); /* without SA_RESTART */
 	vmm->kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC);
 	if (vmm->kvm < 0)
-		return vmm_error(vmm, errno, "cannot open /dev/kvm: %m; --engine threads does without");
+		return vmm_error(vmm, errno,
+				 "cannot open /dev/kvm: %m; --engine threads does without");
 	vmm->fd = ioctl(vmm->kvm, KVM_CREATE_VM, 0);
 	vmm->cpuid = calloc(1, sizeof(*vmm->cpuid) + MAX_CPUIDS * sizeof(vmm->cpuid->entries[0]));
 	if (!vmm->cpuid)

@@ -205,7 +205,8 @@ static int state_file(struct vmm *vmm, const char *path, int flags, int (*what)(
 /* Until a signal ends it. Return: the exit status. */
 static int main_loop(struct vmm *vmm, int signals)
 {
-	struct pollfd fds[] = { { .fd = signals, .events = POLLIN }, { .fd = vmm->timer, .events = POLLIN } };
+	struct pollfd fds[] = { { .fd = signals, .events = POLLIN },
+				{ .fd = vmm->timer, .events = POLLIN } };
 	struct signalfd_siginfo got = { 0 };
 	uint64_t ticks, bad = 0;
 
@@ -214,7 +215,8 @@ static int main_loop(struct vmm *vmm, int signals)
 		if (fds[1].revents && read(vmm->timer, &ticks, sizeof(ticks)) > 0) {
 			if (vmm->throttle)
 				crew_kick(vmm);
-			if (!vmm->throttle || vmm_now_ns(CLOCK_MONOTONIC) - vmm->last.ns >= 1000000000)
+			if (!vmm->throttle ||
+			    vmm_now_ns(CLOCK_MONOTONIC) - vmm->last.ns >= 1000000000)
 				report_work(vmm, true);
 		}
 		if (!fds[0].revents || read(signals, &got, sizeof(got)) <= 0)
@@ -226,7 +228,8 @@ static int main_loop(struct vmm *vmm, int signals)
 	}
 	crew_pause(vmm, PAUSED_TO_END);
 	if (vmm->placed && !vmm->quitting && vmm->opt.save)
-		bad += state_file(vmm, vmm->opt.save, O_WRONLY | O_CREAT | O_TRUNC, vmm->engine->save) < 0;
+		bad += state_file(vmm, vmm->opt.save, O_WRONLY | O_CREAT | O_TRUNC,
+				  vmm->engine->save) < 0;
 	else if (vmm->placed && !vmm->quitting)
 		bad += report_check(vmm);
 	ferry_port_destroy(vmm->port);

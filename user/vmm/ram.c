@@ -27,8 +27,10 @@ static int create_block(struct vmm *vmm, unsigned int i)
 
 	if (vmm->opt.adopt) { /* only the place for it */
 		vmm->ram_fd[i] = -1;
-		host = mmap(NULL, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-		snprintf(path, sizeof(path), "a place for %llu bytes of RAM", (unsigned long long)bytes);
+		host = mmap(NULL, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1,
+			    0);
+		snprintf(path, sizeof(path), "a place for %llu bytes of RAM",
+			 (unsigned long long)bytes);
 		goto mapped;
 	}
 	if (vmm->opt.ram_file) {
@@ -52,13 +54,15 @@ mapped:
 }
 
 /* The RAM of another ferry-vmm, in the place that was kept for it; -1: could it be? */
-int ram_adopt(struct vmm *vmm, const char *name, int fd, uint64_t offset, uint64_t bytes, void **addr)
+int ram_adopt(struct vmm *vmm, const char *name, int fd, uint64_t offset, uint64_t bytes,
+	      void **addr)
 {
 	unsigned int i = (unsigned int)(name[3] - '0'); /* ram0, ram1, ... */
 
 	if (strlen(name) != 4 || i >= vmm->opt.blocks || bytes != vmm->opt.ram[i])
-		return vmm_error(vmm, EINVAL, "the guest has %s of %llu bytes, --ram says something else",
-				 name, (unsigned long long)bytes);
+		return vmm_error(vmm, EINVAL,
+				 "the guest has %s of %llu bytes, --ram says something else", name,
+				 (unsigned long long)bytes);
 	if (fd < 0)
 		return 0;
 	*addr = mmap((void *)(uintptr_t)vmm->host.block[i].addr, bytes, PROT_READ | PROT_WRITE,
@@ -85,7 +89,8 @@ int ram_create(struct vmm *vmm)
 	vmm->guest.blocks = vmm->host.blocks = vmm->opt.blocks;
 	vmm->head_pages = PAGE_TABLE_PAGE + 2 + (end + GIB - 1) / GIB + vcpus * PAYLOAD_LANE_PAGES;
 	if (vmm->host.block[0].pages < vmm->head_pages)
-		return vmm_error(vmm, EINVAL, "the first block of --ram is too small: give it %llu KiB",
+		return vmm_error(vmm, EINVAL,
+				 "the first block of --ram is too small: give it %llu KiB",
 				 (unsigned long long)vmm->head_pages * 4);
 	for (i = 0; i < vcpus; i++) {
 		vmm->vcpu[i].vmm = vmm;
@@ -111,15 +116,19 @@ static void fill_page_tables(struct vmm *vmm)
 int ram_fill(struct vmm *vmm)
 {
 	struct payload_work work = {
-		.working_pages = vmm->opt.working_set / PAYLOAD_PAGE, .tsc_khz = vmm->tsc_khz,
-		.fill_pages = vmm->opt.fill / PAYLOAD_PAGE, .rate = vmm->opt.dirty_rate,
-		.zero_percent = (unsigned int)vmm->opt.zero_percent, .pattern = (unsigned int)vmm->opt.pattern,
+		.working_pages = vmm->opt.working_set / PAYLOAD_PAGE,
+		.tsc_khz = vmm->tsc_khz,
+		.fill_pages = vmm->opt.fill / PAYLOAD_PAGE,
+		.rate = vmm->opt.dirty_rate,
+		.zero_percent = (unsigned int)vmm->opt.zero_percent,
+		.pattern = (unsigned int)vmm->opt.pattern,
 	};
 	unsigned int i;
 
 	if (vmm->head_pages + work.working_pages + work.fill_pages > vmm->pages ||
 	    work.working_pages < vmm->opt.vcpus)
-		return vmm_error(vmm, EINVAL, "--working-set and --fill must fit into --ram less %llu "
+		return vmm_error(vmm, EINVAL,
+				 "--working-set and --fill must fit into --ram less %llu "
 				 "KiB, and each vCPU needs a page of its own",
 				 (unsigned long long)vmm->head_pages * 4);
 	memcpy(payload_page(&vmm->host, CODE_PAGE), __start_payload,
@@ -129,7 +138,8 @@ int ram_fill(struct vmm *vmm)
 	for (i = 0; i < vmm->opt.vcpus; i++) {
 		struct payload_lane *lane = vmm->vcpu[i].lane;
 
-		lane->self = (uint64_t)(uintptr_t)lane - vmm->host.block[0].addr; /* block 0 is at 0 */
+		lane->self =
+			(uint64_t)(uintptr_t)lane - vmm->host.block[0].addr; /* block 0 is at 0 */
 		lane->gs = lane->self + LANE_GS;
 		lane->number = i;
 		lane->lanes = vmm->opt.vcpus;

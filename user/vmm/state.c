@@ -64,7 +64,8 @@ static const struct kvm_msr_entry hidden[] = {
 	{ .index = 0x174, .data = 0x10 }, { .index = 0x175, .data = 0x7f001000 },
 	{ .index = 0x176, .data = 0x7f002000 }, { .index = 0xc0000084, .data = 0x300 },
 	{ .index = 0xc0000081, .data = 0x23001000000000 }, /* STAR, LSTAR, CSTAR */
-	{ .index = 0xc0000082, .data = 0x7f0000003000 }, { .index = 0xc0000083, .data = 0x7f0000004000 },
+	{ .index = 0xc0000082, .data = 0x7f0000003000 },
+	{ .index = 0xc0000083, .data = 0x7f0000004000 },
 	{ .index = 0xc0000102, .data = 0x7f0000005000 }, /* KERNEL_GS_BASE, PAT */
 	{ .index = 0x277, .data = 0x0007040600070405 },
 };
@@ -89,7 +90,10 @@ int state_create(struct vmm *vmm)
 	/* TSC, TSC_ADJUST, its deadline and Hyper-V's reference count are time; the others are
 	 * old names of KVM's clock. */
 	static const uint32_t not[] = { MSR_TSC, 0x3b, 0x6e0, 0x40000020, 0x11, 0x12 };
-	struct { struct kvm_msr_list head; uint32_t index[MAX_MSRS]; } list = { .head.nmsrs = MAX_MSRS };
+	struct {
+		struct kvm_msr_list head;
+		uint32_t index[MAX_MSRS];
+	} list = { .head.nmsrs = MAX_MSRS };
 	uint32_t i, n;
 	uint64_t value = 0;
 
@@ -116,7 +120,8 @@ int state_start(struct vcpu *vcpu)
 	for (i = 0; i < HIDDEN; i++) {
 		value = hidden[i].data;
 		if (msr(vcpu, KVM_SET_MSRS, hidden[i].index, &value))
-			return vmm_error(vcpu->vmm, EINVAL, "KVM refuses a value for MSR %#x", hidden[i].index);
+			return vmm_error(vcpu->vmm, EINVAL, "KVM refuses a value for MSR %#x",
+					 hidden[i].index);
 	}
 	return ioctl(vcpu->fd, KVM_SET_DEBUGREGS, &hidden_debug) ?
 	       vmm_error(vcpu->vmm, errno, "KVM_SET_DEBUGREGS: %m") : 0;
@@ -133,7 +138,8 @@ uint64_t state_check(struct vmm *vmm)
 			if (msr(&vmm->vcpu[v], KVM_GET_MSRS, hidden[i].index, &value) ||
 			    value != hidden[i].data) {
 				wrong++;
-				vmm_error(vmm, EINVAL, "vCPU %u: MSR %#x has changed", v, hidden[i].index);
+				vmm_error(vmm, EINVAL, "vCPU %u: MSR %#x has changed", v,
+					  hidden[i].index);
 			}
 		if (ioctl(vmm->vcpu[v].fd, KVM_GET_DEBUGREGS, &debug) ||
 		    memcmp(debug.db, hidden_debug.db, sizeof(debug.db))) {
@@ -165,8 +171,8 @@ static int get_vcpu(struct vcpu *vcpu, struct vcpu_state *state)
 
 	for (i = 0; i < SECTIONS; i++)
 		if (ioctl(vcpu->fd, sections[i].get, (uint8_t *)state + sections[i].offset))
-			return vmm_error(vmm, errno, "vCPU %u: cannot read its %s: %m", vcpu->number,
-					 sections[i].name);
+			return vmm_error(vmm, errno, "vCPU %u: cannot read its %s: %m",
+					 vcpu->number, sections[i].name);
 	state->nmsrs = vmm->msrs->nmsrs;
 	memcpy(state->msr, vmm->msrs->entries, state->nmsrs * sizeof(state->msr[0]));
 	if (all_msrs(vcpu, KVM_GET_MSRS, state->msr) != (int)state->nmsrs ||
@@ -192,8 +198,10 @@ static int set_tsc(struct vcpu *vcpu, uint64_t tsc, uint64_t elapsed_ns, uint32_
 	}
 	/* Some KVMs run guests on the host's own TSC, which is well as long as it is ahead. */
 	if (msr(vcpu, KVM_GET_MSRS, MSR_TSC, &now) || now < tsc)
-		return vmm_error(vcpu->vmm, ERANGE, "vCPU %u: its TSC would go back, and this KVM cannot "
-				 "set it: move the guest to the host it came from", vcpu->number);
+		return vmm_error(vcpu->vmm, ERANGE,
+				 "vCPU %u: its TSC would go back, and this KVM cannot "
+				 "set it: move the guest to the host it came from",
+				 vcpu->number);
 	return 0;
 }
 
@@ -225,17 +233,20 @@ static int set_vcpu(struct vcpu *vcpu, struct vcpu_state *state, struct vcpu_sta
 
 	for (i = 0; i < SECTIONS; i++)
 		if (ioctl(vcpu->fd, sections[i].set, (uint8_t *)state + sections[i].offset))
-			return vmm_error(vmm, EINVAL, "vCPU %u: KVM refuses the %s in the state: %m",
+			return vmm_error(vmm, EINVAL,
+					 "vCPU %u: KVM refuses the %s in the state: %m",
 					 vcpu->number, sections[i].name);
 	for (m = 0; m < vmm->msrs->nmsrs; m++)
 		if (state->nmsrs != vmm->msrs->nmsrs || state->msr[m].reserved ||
 		    state->msr[m].index != vmm->msrs->entries[m].index)
-			return vmm_error(vmm, EINVAL, "vCPU %u: the state has other MSRs than this host: it "
-					 "comes from another kernel or processor", vcpu->number);
+			return vmm_error(vmm, EINVAL,
+					 "vCPU %u: the state has other MSRs than this host: it "
+					 "comes from another kernel or processor",
+					 vcpu->number);
 	r = all_msrs(vcpu, KVM_SET_MSRS, state->msr);
 	if (r != (int)state->nmsrs)
-		return vmm_error(vmm, EINVAL, "vCPU %u: KVM refuses the value of MSR %#x", vcpu->number,
-				 state->msr[r < 0 ? 0 : r].index);
+		return vmm_error(vmm, EINVAL, "vCPU %u: KVM refuses the value of MSR %#x",
+				 vcpu->number, state->msr[r < 0 ? 0 : r].index);
 	memset(check, 0, sizeof(*check));
 	r = get_vcpu(vcpu, check);
 	check->tsc = state->tsc;
@@ -254,8 +265,13 @@ static struct header *new_state(struct vmm *vmm, size_t *bytes)
 	header = calloc(1, *bytes + 1);
 	if (!header)
 		return NULL;
-	*header = (struct header){ .magic = MAGIC, .version = VERSION, .vcpus = (uint32_t)vmm->opt.vcpus,
-				   .cpuids = vmm->cpuid->nent, .realtime_ns = vmm_now_ns(CLOCK_REALTIME) };
+	*header = (struct header){
+		.magic = MAGIC,
+		.version = VERSION,
+		.vcpus = (uint32_t)vmm->opt.vcpus,
+		.cpuids = vmm->cpuid->nent,
+		.realtime_ns = vmm_now_ns(CLOCK_REALTIME),
+	};
 	memcpy(header->cpuid, vmm->cpuid->entries, header->cpuids * sizeof(header->cpuid[0]));
 	header->tsc_khz = (uint32_t)ioctl(vmm->vcpu[0].fd, KVM_GET_TSC_KHZ, 0);
 	ioctl(vmm->fd, KVM_GET_CLOCK, &clock);
@@ -289,17 +305,23 @@ static int check_header(struct vmm *vmm, const struct header *header, const stru
 	if (bytes < sizeof(*header) || header->magic != MAGIC)
 		return vmm_error(vmm, EINVAL, "this is no device state of ferry-vmm with KVM");
 	if (header->version != VERSION)
-		return vmm_error(vmm, EINVAL, "the device state has version %u, this ferry-vmm reads %u",
+		return vmm_error(vmm, EINVAL,
+				 "the device state has version %u, this ferry-vmm reads %u",
 				 header->version, VERSION);
 	if (header->vcpus != mine->vcpus)
 		return vmm_error(vmm, EINVAL, "the guest needs --vcpus %u", header->vcpus);
 	if (bytes != wanted)
-		return vmm_error(vmm, EINVAL, "the device state has not %zu bytes: it is damaged", wanted);
-	if (header->cpuids != mine->cpuids || memcmp(header->cpuid, mine->cpuid, sizeof(mine->cpuid)))
-		return vmm_error(vmm, EINVAL, "the guest had a processor with another CPUID: move it "
+		return vmm_error(vmm, EINVAL, "the device state has not %zu bytes: it is damaged",
+				 wanted);
+	if (header->cpuids != mine->cpuids ||
+	    memcmp(header->cpuid, mine->cpuid, sizeof(mine->cpuid)))
+		return vmm_error(vmm, EINVAL,
+				 "the guest had a processor with another CPUID: move it "
 				 "between equal hosts");
-	if (header->tsc_khz != mine->tsc_khz && ioctl(vmm->vcpu[0].fd, KVM_SET_TSC_KHZ, header->tsc_khz))
-		return vmm_error(vmm, EINVAL, "the guest's TSC runs at %u kHz, and this KVM cannot do that",
+	if (header->tsc_khz != mine->tsc_khz &&
+	    ioctl(vmm->vcpu[0].fd, KVM_SET_TSC_KHZ, header->tsc_khz))
+		return vmm_error(vmm, EINVAL,
+				 "the guest's TSC runs at %u kHz, and this KVM cannot do that",
 				 header->tsc_khz);
 	return 0;
 }

@@ -20,7 +20,7 @@ struct options {
 	const char *port, *ram_file, *save, *load;
 	uint64_t ram[PAYLOAD_MAX_BLOCKS], blocks, vcpus;	/* bytes; how many */
 	uint64_t working_set, fill;				/* bytes */
-	uint64_t dirty_rate, zero_percent;			/* pages a second, 0: all they can */
+	uint64_t dirty_rate, zero_percent; /* pages a second, 0: all they can */
 	uint64_t pattern, threads, incoming, adopt, json;
 	uint64_t log;
 };
@@ -66,7 +66,7 @@ struct vmm {
 	/* crew.c; written under lock */
 	pthread_mutex_t lock;
 	pthread_cond_t changed;
-	unsigned int paused, busy, throttle, crashed;	/* PAUSED_..., threads, percent, vCPUs */
+	unsigned int paused, busy, throttle, crashed; /* PAUSED_..., threads, percent, vCPUs */
 	/* kvm.c, state.c */
 	int kvm, fd;
 	struct kvm_cpuid2 *cpuid;
@@ -74,14 +74,15 @@ struct vmm {
 	pthread_mutex_t ring_lock;
 	uint64_t *pending[PAYLOAD_MAX_BLOCKS];	/* bits from dirty rings, not yet asked for */
 	/* main.c, payload/report.c */
-	bool placed, quitting;			/* the guest is in this RAM; the port said quit */
+	bool placed, quitting; /* the guest is in this RAM; the port said quit */
 	int timer;
 	uint32_t tsc_khz;
 	struct { uint64_t start_ns, ns, work, errors; } last;
 };
 
 /* Say what went wrong to who is here and to who migrates. Return: -@errnum. */
-int vmm_error(struct vmm *vmm, int errnum, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
+int vmm_error(struct vmm *vmm, int errnum, const char *fmt, ...)
+	__attribute__((format(printf, 3, 4)));
 uint64_t vmm_now_ns(int clock);
 
 /* payload/: the guest, and what is told to it and of it */
@@ -93,7 +94,8 @@ uint64_t report_check(struct vmm *vmm);		/* all of RAM; how much of it is wrong 
 uint64_t report_end(struct vmm *vmm, uint64_t bad);	/* all that ever was wrong */
 
 int ram_create(struct vmm *vmm);
-int ram_adopt(struct vmm *vmm, const char *name, int fd, uint64_t offset, uint64_t bytes, void **addr);
+int ram_adopt(struct vmm *vmm, const char *name, int fd, uint64_t offset, uint64_t bytes,
+	      void **addr);
 int ram_fill(struct vmm *vmm);			/* with what a guest finds when it starts */
 
 /* One thread a vCPU. The guest runs while nobody wants it paused. */

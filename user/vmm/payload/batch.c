@@ -122,7 +122,8 @@ void payload_registers(struct payload_lane *lane, uint64_t bad)
 
 		for (w = lane->vector[v].offset / 8; w < end; w++) {
 			if (lane->generation && found[w] != loaded[w])
-				wrong(lane, WHAT('v', 'e', 'c', 't', 'o', 'r'), w, loaded[w], found[w]);
+				wrong(lane, WHAT('v', 'e', 'c', 't', 'o', 'r'), w, loaded[w],
+				      found[w]);
 			loaded[w] = payload_word(lane->generation + 1, w);
 			found[w] = 0;
 		}
@@ -130,7 +131,8 @@ void payload_registers(struct payload_lane *lane, uint64_t bad)
 	for (i = 0; i < 8; i++) { /* x87: 80 bits each; the control words in word 0 and 3 */
 		if (lane->generation && (found[4 + 2 * i] != loaded[4 + 2 * i] ||
 					 (uint16_t)found[5 + 2 * i] != loaded[5 + 2 * i]))
-			wrong(lane, WHAT('x', '8', '7', 0, 0, 0), i, loaded[4 + 2 * i], found[4 + 2 * i]);
+			wrong(lane, WHAT('x', '8', '7', 0, 0, 0), i, loaded[4 + 2 * i],
+			      found[4 + 2 * i]);
 		loaded[4 + 2 * i] = payload_word(lane->generation + 1, i) | 1ULL << 63;
 		loaded[5 + 2 * i] = payload_word(lane->generation + 1, i + 8) & 0x7ffe;
 	}

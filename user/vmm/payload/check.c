@@ -13,7 +13,8 @@
 
 #define FILL_SWEEP (1ULL << 40) /* no sweep of the payload gets there */
 
-static void set_cursor(struct payload_cursor *cursor, uint64_t first, uint64_t count, bool scattered)
+static void set_cursor(struct payload_cursor *cursor, uint64_t first, uint64_t count,
+		       bool scattered)
 {
 	uint64_t a, b, t;
 
@@ -63,7 +64,8 @@ void payload_fill(const struct payload_lane *lane, const struct payload_map *map
 }
 
 /* All words that so many sweeps left in a page of the working set. */
-static void swept_words(const struct payload_lane *lane, uint64_t page, uint64_t sweep, uint64_t *words)
+static void swept_words(const struct payload_lane *lane, uint64_t page, uint64_t sweep,
+			uint64_t *words)
 {
 	uint64_t s = sweep, word = payload_word(page, s);
 
@@ -73,11 +75,13 @@ static void swept_words(const struct payload_lane *lane, uint64_t page, uint64_t
 	words[0] = word;
 	words[PAYLOAD_WORDS - 1] = ~word;
 	/* Back to where it was zero last, or every word has been written since. */
-	for (; sweep - s < PAYLOAD_WORDS - 2 && !payload_zero(lane, word, s); word = payload_word(page, --s))
+	for (; sweep - s < PAYLOAD_WORDS - 2 && !payload_zero(lane, word, s);
+	     word = payload_word(page, --s))
 		words[payload_body(s)] = word;
 }
 
-static uint64_t check_lane(const struct payload_lane *lane, const struct payload_map *map, uint64_t *checked)
+static uint64_t check_lane(const struct payload_lane *lane, const struct payload_map *map,
+			   uint64_t *checked)
 {
 	uint64_t bad = 0, page, words[PAYLOAD_WORDS];
 	unsigned int c;
@@ -87,7 +91,8 @@ static uint64_t check_lane(const struct payload_lane *lane, const struct payload
 
 		cursor.step = now.step >> 32 << 32;
 		cursor.where = 0;
-		for (; cursor.count && cursor.step >> 32 == now.step >> 32; payload_advance(&cursor)) {
+		for (; cursor.count && cursor.step >> 32 == now.step >> 32;
+		     payload_advance(&cursor)) {
 			/* The one it is at may be half written: a vCPU stops anywhere. */
 			if (cursor.step == now.step)
 				continue;
@@ -105,13 +110,17 @@ static uint64_t check_untouched(const struct payload_map *map, const int *fds, u
 {
 	uint64_t bad = 0, words[PAYLOAD_WORDS], b;
 
-	for (b = 0; b < map->blocks; page -= page < map->block[b].pages ? page : map->block[b].pages, b++) {
-		off_t off = (off_t)(page * PAYLOAD_PAGE), end = (off_t)(map->block[b].pages * PAYLOAD_PAGE);
+	for (b = 0; b < map->blocks;
+	     page -= page < map->block[b].pages ? page : map->block[b].pages, b++) {
+		off_t off = (off_t)(page * PAYLOAD_PAGE),
+		      end = (off_t)(map->block[b].pages * PAYLOAD_PAGE);
 
 		/* Not through the mapping, which would allocate the pages. */
-		for (; off < end && (off = lseek(fds[b], off, SEEK_DATA)) >= 0 && off < end; off += PAYLOAD_PAGE)
+		for (; off < end && (off = lseek(fds[b], off, SEEK_DATA)) >= 0 && off < end;
+		     off += PAYLOAD_PAGE)
 			bad += pread(fds[b], words, sizeof(words), off) != (ssize_t)sizeof(words) ||
-			       words[0] || memcmp(words, words + 1, sizeof(words) - sizeof(words[0]));
+			       words[0] ||
+			       memcmp(words, words + 1, sizeof(words) - sizeof(words[0]));
 	}
 	return bad;
 }

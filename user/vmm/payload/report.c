@@ -12,7 +12,8 @@ uint32_t report_tsc_khz(void)
 	uint64_t ns = vmm_now_ns(CLOCK_MONOTONIC), tsc = __builtin_ia32_rdtsc();
 
 	usleep(20000);
-	return (uint32_t)((__builtin_ia32_rdtsc() - tsc) * 1000000 / (vmm_now_ns(CLOCK_MONOTONIC) - ns));
+	return (uint32_t)((__builtin_ia32_rdtsc() - tsc) * 1000000 /
+			  (vmm_now_ns(CLOCK_MONOTONIC) - ns));
 }
 
 /* One line: words for people, or an object for programs, of the same names and values. */
@@ -42,9 +43,10 @@ static uint64_t count_errors(struct vmm *vmm)
 		const struct payload_lane *lane = vmm->vcpu[i].lane;
 
 		if (lane->errors)
-			fprintf(stderr, "ferry-vmm: vCPU %u found %llu errors, the first: %.8s %llu is %#llx, "
-				"wanted %#llx\n", i, (unsigned long long)lane->errors, lane->bad_what,
-				(unsigned long long)lane->bad_page, (unsigned long long)lane->bad_found,
+			fprintf(stderr, "ferry-vmm: vCPU %u found %llu errors, the first: %.8s "
+				"%llu is %#llx, wanted %#llx\n", i, (unsigned long long)lane->errors, lane->bad_what,
+				(unsigned long long)lane->bad_page,
+				(unsigned long long)lane->bad_found,
 				(unsigned long long)lane->bad_wanted);
 	}
 	vmm->last.errors = errors;

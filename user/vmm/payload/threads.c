@@ -39,10 +39,11 @@ static int threads_load(struct vmm *vmm, int fd)
 {
 	uint64_t state[3];
 
-	if (read(fd, state, sizeof(state)) == 16 && state[0] == STATE_MAGIC && state[1] == vmm->opt.vcpus)
+	if (read(fd, state, sizeof(state)) == 16 && state[0] == STATE_MAGIC &&
+	    state[1] == vmm->opt.vcpus)
 		return 0;
-	return vmm_error(vmm, EINVAL, "this is no state of %u threads: --vcpus and --engine must be what "
-			 "they were", (unsigned int)vmm->opt.vcpus);
+	return vmm_error(vmm, EINVAL, "this is no state of %u threads: --vcpus and --engine must be "
+			 "what they were", (unsigned int)vmm->opt.vcpus);
 }
 
 const struct engine engine_threads = {
