@@ -490,16 +490,18 @@ static int listen_armed(struct ferry_incoming *in, struct ferry_error *err)
 	return r ? r : ferry_incoming_hold(in, err);
 }
 
-static void listen_failed(struct ferry_incoming *in)
+/* @r: whether it could be armed. */
+static int listen_ends(struct ferry_incoming *in, enum ferry_incoming_step from, int r,
+		       struct ferry_error *err)
 {
-	ferry_fault_stop(in->fault, true);
-	in->fault = NULL;
-}
-
-static void lacks_end(struct ferry_incoming *in)
-{
+	if (r) {
+		ferry_fault_stop(in->fault, true);
+		in->fault = NULL;
+		return r;
+	}
 	ferry_bitmap_free(&in->lacks);
 	in->lacks_ready = false;
+	return step_to(in, from, FERRY_INCOMING_LISTENING, "POSTCOPY", err);
 }
 
 int ferry_incoming_listen(struct ferry_incoming *in, struct ferry_multifd_recv *pool, int fault_fd,
@@ -517,13 +519,9 @@ int ferry_incoming_listen(struct ferry_incoming *in, struct ferry_multifd_recv *
 	r = listen_armed(in, err);
 	if (!r)
 		r = ferry_incoming_line(in, fault_fd, err);
-	if (r) {
-		listen_failed(in);
-		return r;
-	}
-	lacks_end(in);
-	ferry_multifd_recv_sink(pool, &in->sink);
-	return step_to(in, step, FERRY_INCOMING_LISTENING, "POSTCOPY", err);
+	if (!r)
+		ferry_multifd_recv_sink(pool, &in->sink);
+	return listen_ends(in, step, r, err);
 }
 
 int ferry_incoming_listen_file(struct ferry_incoming *in, const struct ferry_bitmap *lacks,
@@ -534,13 +532,7 @@ int ferry_incoming_listen_file(struct ferry_incoming *in, const struct ferry_bit
 	if (r)
 		return r;
 	ferry_bitmap_or(&in->lacks, lacks);
-	r = listen_armed(in, err);
-	if (r) {
-		listen_failed(in);
-		return r;
-	}
-	lacks_end(in);
-	return step_to(in, FERRY_INCOMING_ADVISE, FERRY_INCOMING_LISTENING, "POSTCOPY", err);
+	return listen_ends(in, FERRY_INCOMING_ADVISE, listen_armed(in, err), err);
 }
 
 /* ---- the guest runs ---- */

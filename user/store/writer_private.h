@@ -61,6 +61,15 @@ struct ferry_store_writer {
 int ferry_store_writer_seal(struct ferry_store_writer *w, const struct ferry_store_tail *tail,
 			    struct ferry_error *err);
 
+/** ferry_store_writer_channel() - a thread's work; @arg is its struct writer_channel. */
+void *ferry_store_writer_channel(void *arg);
+
+/** ferry_store_writer_stop() - keep @why if it is the first, end all. Not with the lock held. */
+void ferry_store_writer_stop(struct ferry_store_writer *w, const struct ferry_error *why);
+
+/** ferry_store_writer_wait() - (locked) until something changed. Return: 0 or -ETIMEDOUT. */
+int ferry_store_writer_wait(struct ferry_store_writer *w, uint64_t deadline_ns);
+
 /** ferry_store_writer_error() - a failed write, in words. Return: @r. */
 int ferry_store_writer_error(const struct ferry_store_writer *w, int r, const char *what,
 			     struct ferry_error *err);
