@@ -272,6 +272,25 @@ def kill_worker(lab, stage):
     saved(lab.save(guest), guest)
 
 
+@test(timeout=40, cases={"save": ("file-write",), "lazy": ("lazy-read",)})
+def kill_guardian(lab, stage):
+    """The worker gets another guardian and goes on."""
+    guest = lab.guest()
+    fault = {"fault": stage + ":kill", "side": "guardian"}
+    save = lab.save(guest, "--live", **(fault if stage == "file-write" else {})).finish()
+    check_equal((save.result["event"], save.result["guest"]), ("completed", "source"), "the save")
+    check_equal(save.code, -signal.SIGKILL if stage == "file-write" else 0, "the guardian")
+    guest.check_good()
+    guest.qemu.check_clean()
+    guest.qemu.kill()
+    target = lab.destination()
+    restore = lab.restore(target, "--lazy", **(fault if stage == "lazy-read" else {})).finish()
+    check_equal((restore.result["event"], restore.result["guest"]), ("completed", "destination"),
+                "the restore")
+    restored_vmm(guest, target)
+    lab.check_no_ferry()
+
+
 @test(timeout=40)
 def kill_both(lab):
     """Nobody is left to put things right: status says so, and resume does it."""
