@@ -272,12 +272,12 @@ static int delay(const char *port, const char *to, uint64_t delay_ns)
 {
 	int listener = listen_at(port), fd, other;
 
-	for (;;) {
-		fd = plain(accept(listener, NULL, NULL));
+	while ((fd = accept(listener, NULL, NULL)) >= 0) {
 		other = connect_to(to);
-		start_way(fd, other, delay_ns);
+		start_way(plain(fd), other, delay_ns);
 		start_way(other, fd, delay_ns);
 	}
+	return 1;
 }
 
 int main(int argc, char **argv)

@@ -14,7 +14,7 @@ import tap
 import vmm
 from lib import (Lab, Netns, check, check_completed, check_equal, check_result, prerequisites,
                  wait_until)
-from tap import test
+from tap import Skip, test
 
 # So slow that a page that is wanted is asked for before it comes by itself.
 SLOWLY = ("--max-bandwidth", "24M")
@@ -89,6 +89,55 @@ def moves_ferry_vmm(lab, when, mode):
         lab.settle()
     finally:
         lab.close()
+
+
+TEARING = {
+    "kvm": ("kvm", ("--postcopy", "now", "--channels", 4)),
+    "kvm-hybrid": ("kvm", ("--postcopy", "after=1", "--channels", 3, "--checksum")),
+    "threads": ("threads", ("--postcopy", "now", "--channels", 4)),
+    "threads-lz4": ("threads", ("--postcopy", "after=2", "--compress", "lz4")),
+    "slow": ("kvm", ("--postcopy", "now", "--max-bandwidth", "40M", "--channels", 4)),
+}
+
+
+@test(timeout=600, cases=TEARING)
+def no_page_is_torn(lab, engine, args):
+    """Guests that write until the switch and check each page they read, whatever brings it.
+
+    Every page that ferry-vmm's guest reads must be one that it wrote, whole: the channels, the
+    fault channel and its own threads race for the same pages. With --long, 15 times each.
+    """
+    vmm.prerequisites()
+    if engine == "kvm" and not vmm.have_kvm():
+        raise Skip("no /dev/kvm")
+    waited = 0
+    for _ in range(15 if os.environ.get("FERRY_TEST_LONG") else 1):
+        one = vmm.VmmLab(lab.name)
+        try:
+            one.engine = engine
+            one.work = ("--working-set", "16M", "--fill", "8M", "--zero-share", "10")
+            guest = one.guest()
+            source, target = guest.qemu, one.destination()
+            recv = one.recv(target)
+            send = one.send(source, recv.listening, *args)
+            check_completed(send, recv)
+            guest.moved(target)
+            waited += recv.result["faults"]
+            guest.check_good()
+            target.check_clean()
+            one.settle()
+        finally:
+            one.close()
+    check(waited > 0, "nobody ever waited for a page: nothing was tried")
+
+
+@test(timeout=900, cases={"tcg": ()})
+def no_page_is_torn_in_qemu(lab):
+    """The same with QEMU's threads; its guest checks all records it has written."""
+    guest = lab.boot(append="ferry.dirty=64 ferry.pause_ms=2")
+    for _ in range(10 if os.environ.get("FERRY_TEST_LONG") else 1):
+        target = lab.destination("vm-%d" % len(lab.qemus))
+        postcopy(lab, guest, target, "--postcopy", "now", "--channels", 4, mode="postcopy")
 
 
 class Trial:

@@ -233,7 +233,9 @@ static int on_postcopy(struct ferry_destination *d, const uint8_t *body, uint32_
 	(void)length;
 	if (!d->pool || !d->job->stats.rounds || d->state)
 		return ferry_error_set(err, EPROTO, "the source sent POSTCOPY out of order");
-	r = ferry_incoming_listen(&d->incoming, d->pool, d->fault_fd, err);
+	r = ferry_ram_map(&d->ram, true, err); /* for pages that are waited for */
+	if (!r)
+		r = ferry_incoming_listen(&d->incoming, d->pool, d->fault_fd, err);
 	if (r)
 		return r;
 	d->fault_fd = -1;

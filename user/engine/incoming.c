@@ -451,6 +451,7 @@ int ferry_incoming_line(struct ferry_incoming *in, int fault_fd, struct ferry_er
 		.codec = FERRY_WIRE_CODEC_RAW,
 		.checksum = in->config.flags & FERRY_WIRE_CONFIG_CHECKSUM,
 		.sink = &in->sink,
+		.mapped = true,
 		.name = "fault channel",
 		.ended = line_ended,
 		.ctx = in,

@@ -295,7 +295,9 @@ int ferry_incoming_adopt(struct ferry_incoming *in, struct ferry_ram *ram, struc
 				    "are here");
 		goto out;
 	}
-	r = ferry_fault_pages_init(&in->pages, ram, in->placed_fd, false, err);
+	r = ferry_ram_map(ram, true, err);
+	if (!r)
+		r = ferry_fault_pages_init(&in->pages, ram, in->placed_fd, false, err);
 	in->pages_ready = !r;
 	if (!r)
 		r = ferry_incoming_arm(in, true, layout->vmm, err);

@@ -36,6 +36,10 @@
 /* Packets queued for each channel: one under way, one to go on with. */
 #define PAGER_AHEAD 2u
 
+/* Somebody was asked for a page so short ago that another request is likely: then this is all. */
+#define PAGER_URGENT_NS (10 * FERRY_NS_PER_MS)
+#define PAGER_URGENT_PAGES 32u
+
 /* How often what goes on elsewhere is looked at. */
 #define PAGER_SLICE_NS (50 * FERRY_NS_PER_MS)
 
@@ -244,6 +248,7 @@ static uint64_t serve_take(void *ctx, unsigned int block, uint64_t first, uint64
 
 	took(p, n);
 	ferry_release_served(&p->release, block, first, n);
+	__atomic_store_n(&p->asked_ns, ferry_clock_ns(), __ATOMIC_RELAXED);
 	__atomic_store_n(&p->hint, (uint64_t)block << PAGER_HINT_SHIFT | (first + pages),
 			 __ATOMIC_RELAXED);
 	return n;
@@ -278,6 +283,7 @@ int ferry_pager_switch(struct ferry_pager *p, struct ferry_copy *copy, struct fe
 	if (r)
 		return r;
 	ferry_multifd_send_watch(copy->pool, false);
+	ferry_multifd_send_shorten(copy->pool);
 	ferry_multifd_send_stats(copy->pool, &before);
 	p->precopied = before.normal_pages + before.zero_pages;
 	set_channels(p, copy->pool, NULL);
@@ -285,8 +291,13 @@ int ferry_pager_switch(struct ferry_pager *p, struct ferry_copy *copy, struct fe
 	return start_server(p, err);
 }
 
+static bool urgent(struct ferry_pager *p)
+{
+	return ferry_clock_ns() - __atomic_load_n(&p->asked_ns, __ATOMIC_RELAXED) < PAGER_URGENT_NS;
+}
+
 /* The next pages that are left, from where we are on and once around. Return: how many. */
-static uint64_t next_left(struct ferry_pager *p)
+static uint64_t next_left(struct ferry_pager *p, uint64_t most)
 {
 	uint64_t hint = __atomic_exchange_n(&p->hint, PAGER_NO_HINT, __ATOMIC_RELAXED);
 	unsigned int turn;
@@ -299,7 +310,7 @@ static uint64_t next_left(struct ferry_pager *p)
 		uint64_t end = p->left.pages[p->block], n;
 
 		while ((p->page = ferry_bitmap_next_atomic(&p->left, p->block, p->page, end)) < end) {
-			n = end - p->page < PAGER_CHUNK_PAGES ? end - p->page : PAGER_CHUNK_PAGES;
+			n = end - p->page < most ? end - p->page : most;
 			n = ferry_bitmap_take_atomic(&p->left, p->block, p->page, n);
 			if (n)
 				return n;
@@ -331,7 +342,7 @@ static int send_some(struct ferry_pager *p, uint64_t ahead, struct ferry_error *
 
 	if (r)
 		return r == -ETIMEDOUT ? 0 : r;
-	n = next_left(p);
+	n = next_left(p, urgent(p) ? PAGER_URGENT_PAGES : PAGER_CHUNK_PAGES);
 	if (!n)
 		return 0;
 	took(p, n);
@@ -379,6 +390,8 @@ int ferry_pager_run(struct ferry_pager *p, struct ferry_link *link, struct ferry
 		/* Under a limit what is queued waits long. */
 		if (rate && most > 2 * ferry_multifd_send_share(UINT64_MAX, 1, rate))
 			most = 2 * ferry_multifd_send_share(UINT64_MAX, 1, rate);
+		if (urgent(p) && most > p->job->stats.channels * PAGER_URGENT_PAGES)
+			most = p->job->stats.channels * PAGER_URGENT_PAGES;
 		r = send_some(p, most, err);
 		if (!r)
 			r = check(p, link, err);
@@ -471,6 +484,7 @@ static int reconnect(struct ferry_pager *p, const struct ferry_link_params *para
 	r = ferry_multifd_send_create(&pool_params, &pool, err);
 	if (r)
 		goto err_close;
+	ferry_multifd_send_shorten(pool);
 	set_channels(p, pool, NULL);
 	return start_server(p, err);
 

@@ -32,6 +32,7 @@ struct ferry_pager {
 	uint64_t total_pages;	    /* left at the switch, or at the last recovery */
 	uint64_t left_pages;	    /* atomic */
 	uint64_t hint;		    /* behind the page asked for last; atomic */
+	uint64_t asked_ns;	    /* when that was; atomic */
 	unsigned int block;	    /* where the channels go on */
 	uint64_t page;
 

@@ -10,6 +10,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/io.h"
+
 /* x86 has no larger page; a block made of larger ones is a mistake of the sender. */
 #define MAX_PAGE_SIZE (1u << 30)
 
@@ -226,4 +228,18 @@ int ferry_ram_punch(struct ferry_ram *ram, struct ferry_error *err)
 			return ret;
 	}
 	return 0;
+}
+
+int ferry_ram_write(const struct ferry_ram_block *block, uint64_t first, uint64_t pages,
+		    const uint8_t *data)
+{
+	size_t bytes = (size_t)pages << FERRY_PAGE_SHIFT;
+	uint8_t *at = block->map + (first << FERRY_PAGE_SHIFT);
+
+	if (block->map && !madvise(at, bytes, MADV_POPULATE_WRITE)) {
+		memcpy(at, data, bytes);
+		return 0;
+	}
+	return ferry_io_pwrite(block->fd, data, bytes,
+			       (off_t)(block->fd_off_bytes + (first << FERRY_PAGE_SHIFT)));
 }

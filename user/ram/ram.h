@@ -58,6 +58,17 @@ int ferry_ram_add(struct ferry_ram *ram, const struct ferry_ram_block *block,
 /** ferry_ram_map() - map every block, shared. Return: 0 or -errno. */
 int ferry_ram_map(struct ferry_ram *ram, bool writable, struct ferry_error *err);
 
+/**
+ * ferry_ram_write() - write pages at once, through our own, writable mapping if there is one
+ *
+ * pwrite(2) would wait for the file's lock as long as another thread writes to it. Where the
+ * mapping cannot be populated first it is used all the same: a full tmpfs is then an error, and
+ * no signal.
+ * Return: 0 or -errno.
+ */
+int ferry_ram_write(const struct ferry_ram_block *block, uint64_t first, uint64_t pages,
+		    const uint8_t *data);
+
 /** ferry_ram_find() - index of the block of that name, or -ENOENT. */
 int ferry_ram_find(const struct ferry_ram *ram, const char *name);
 

@@ -42,6 +42,7 @@
 #include "wire/wire.h"
 #include "xport/compress.h"
 #include "xport/crew.h"
+#include "xport/sock.h"
 #include "xport/splice.h"
 
 /* Two system calls and the pipe cost more than copying less than this. */
@@ -74,6 +75,7 @@ struct ferry_multifd_recv {
 	struct ferry_bitmap *received;
 	uint8_t codec;
 	bool checksum;
+	bool mapped;
 	const struct ferry_multifd_sink *sink; /* atomic */
 	const char *name;
 	void (*ended)(void *ctx);
@@ -267,11 +269,15 @@ static int write_pages(struct channel *ch, unsigned int index, uint64_t first, u
 	pthread_mutex_t *writing = &ch->pool->writing[index];
 	int r;
 
-	pthread_mutex_lock(writing);
-	r = ferry_io_pwrite(block->fd, data, (size_t)pages << FERRY_PAGE_SHIFT,
-			    (off_t)(block->fd_off_bytes + (first << FERRY_PAGE_SHIFT)));
-	pthread_mutex_unlock(writing);
-	return r ? cannot_write(ch, block, r) : 0;
+	if (ch->pool->mapped) {
+		r = ferry_ram_write(block, first, pages, data);
+	} else {
+		pthread_mutex_lock(writing);
+		r = ferry_io_pwrite(block->fd, data, (size_t)pages << FERRY_PAGE_SHIFT,
+				    (off_t)(block->fd_off_bytes + (first << FERRY_PAGE_SHIFT)));
+		pthread_mutex_unlock(writing);
+	}
+	return r ? fail(ch, -r, "writing to memory block '%s': %s", block->name, strerror(-r)) : 0;
 }
 
 static int load_normal(struct channel *ch, const struct ferry_wire_extent *e, const uint8_t *data)
@@ -518,6 +524,7 @@ int ferry_multifd_recv_create(const struct ferry_multifd_recv_params *params,
 	pool->codec = params->codec;
 	pool->checksum = params->checksum;
 	pool->sink = params->sink;
+	pool->mapped = params->mapped;
 	pool->name = params->name ? params->name : "multifd channel";
 	pool->ended = params->ended;
 	pool->ctx = params->ctx;
@@ -525,6 +532,8 @@ int ferry_multifd_recv_create(const struct ferry_multifd_recv_params *params,
 		pool->block_pages[i] = ferry_ram_block_pages(&params->ram->blocks[i]);
 	for (i = 0; i < params->channels; i++) {
 		pool->channels[i].fd = params->fds[i];
+		if (params->sink)
+			ferry_sock_shorten(params->fds[i]);
 		r = init_channel(pool, i, err);
 		if (!r)
 			r = ferry_crew_start(&pool->crew, run_channel, &pool->channels[i], err);
@@ -565,6 +574,10 @@ int ferry_multifd_recv_wait(struct ferry_multifd_recv *pool, uint32_t round, uin
 void ferry_multifd_recv_sink(struct ferry_multifd_recv *pool,
 			     const struct ferry_multifd_sink *sink)
 {
+	unsigned int i;
+
+	for (i = 0; i < pool->crew.channels; i++)
+		ferry_sock_shorten(pool->channels[i].fd);
 	__atomic_store_n(&pool->sink, sink, __ATOMIC_RELEASE);
 }
 

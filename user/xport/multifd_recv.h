@@ -41,6 +41,7 @@ struct ferry_multifd_recv_params {
 	struct ferry_bitmap *received; /* pages that hold received data; set and cleared atomically */
 	uint8_t codec;		       /* enum ferry_wire_codec that extents may have beside raw */
 	bool checksum;		       /* every extent must carry one */
+	bool mapped; /* write through the blocks' mappings, where there are any */
 	const struct ferry_multifd_sink *sink; /* from the first packet on; NULL none */
 	const char *name; /* of a channel, in errors; NULL "multifd channel" */
 	/* Called by each channel's thread as it ends: no more good can come. May be NULL. */

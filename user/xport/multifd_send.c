@@ -36,6 +36,7 @@
 #include "wire/wire.h"
 #include "xport/crew.h"
 #include "xport/packet.h"
+#include "xport/sock.h"
 
 #define QUEUE_RUNS 1024u
 
@@ -502,6 +503,14 @@ int ferry_multifd_send_room(struct ferry_multifd_send *pool, uint64_t pages, uin
 	pool->wake_pages = 0;
 	pthread_mutex_unlock(&pool->crew.lock);
 	return r;
+}
+
+void ferry_multifd_send_shorten(struct ferry_multifd_send *pool)
+{
+	unsigned int i;
+
+	for (i = 0; i < pool->crew.channels; i++)
+		ferry_sock_shorten(pool->channels[i].fd);
 }
 
 int ferry_multifd_send_drain(struct ferry_multifd_send *pool, uint64_t deadline_ns,

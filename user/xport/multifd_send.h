@@ -91,6 +91,9 @@ int ferry_multifd_send_drain(struct ferry_multifd_send *pool, uint64_t deadline_
 int ferry_multifd_send_room(struct ferry_multifd_send *pool, uint64_t pages, uint64_t deadline_ns,
 			    struct ferry_error *err);
 
+/** ferry_multifd_send_shorten() - somebody waits for pages: little may stand in the sockets. */
+void ferry_multifd_send_shorten(struct ferry_multifd_send *pool);
+
 /** ferry_multifd_send_pending() - pages queued and not sent yet. */
 uint64_t ferry_multifd_send_pending(struct ferry_multifd_send *pool);
 

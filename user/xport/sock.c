@@ -24,6 +24,7 @@
 
 #include "base/clock.h"
 #include "base/io.h"
+#include "base/log.h"
 
 /* Main channel and up to 64 data channels may all connect before the first accept. */
 #define BACKLOG 128
@@ -375,4 +376,19 @@ int ferry_sock_connect(const struct ferry_uri *uri, uint64_t deadline_ns, const 
 			return ferry_error_set(err, ETIMEDOUT, "%s", last.text);
 		ferry_clock_sleep_ns(deadline_ns - now < RETRY_NS ? deadline_ns - now : RETRY_NS);
 	}
+}
+
+/*
+ * Enough for a full line of 10 Gb/s up to a round trip of 0.4 ms, and passed on in under 1 ms by
+ * who takes pages in.
+ */
+#define SOCK_SHORT_BYTES (512 << 10)
+
+void ferry_sock_shorten(int fd)
+{
+	const int bytes = SOCK_SHORT_BYTES;
+
+	if (setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &bytes, sizeof(bytes)) ||
+	    setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &bytes, sizeof(bytes)))
+		ferry_log_debug("socket buffers: %s", strerror(errno));
 }

@@ -34,4 +34,7 @@ int ferry_sock_accept(int listen_fd, uint64_t deadline_ns);
 int ferry_sock_connect(const struct ferry_uri *uri, uint64_t deadline_ns, const int *stop,
 		       struct ferry_error *err);
 
+/** ferry_sock_shorten() - what stands in its buffers keeps a page that is waited for from coming. */
+void ferry_sock_shorten(int fd);
+
 #endif

@@ -1,0 +1,310 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Postcopy against QEMU's own: page faults, the background, and what the guest feels.
+
+faults      a guest that writes all over its memory moves by postcopy. How long its threads
+            waited for pages is told by each program's own fault thread; beside it the least
+            a fault can take: a round trip of a request and a page on the same line, and one
+            UFFDIO_CONTINUE, measured by selftests/bench/roundtrip.c in the same run. Also over
+            lines with a delay each way, made by a relay (roundtrip delay): this needs no
+            netem, which not every kernel has
+background  an idle guest with filled RAM: GiB/s from the start to the last page by 1, 2, 4
+            channels, QEMU's postcopy, and ferry's precopy
+work        the guest's work in the second before, while pages are missing, and after
+"""
+import argparse
+import os
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import time
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path[:0] = [os.path.join(os.path.dirname(HERE), "e2e"), HERE]
+
+import precopy  # noqa: E402
+import tap  # noqa: E402
+from lib import Lab, other_qemu, prerequisites, wait_until  # noqa: E402
+from precopy import GIB, MIB, Bench, spread  # noqa: E402
+
+ROUNDTRIP = os.environ.get("ROUNDTRIP", "build/selftests/bench/roundtrip")
+DELAYS_US = (0, 200, 2000)
+# A guest that touches pages faster than they come by themselves, over most of its memory.
+GUEST = "ferry.mib=160 ferry.dirty=200 ferry.pause_ms=2 ferry.tick_ms=20"
+MIB_OF_GUEST = 256
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as one:
+        return one.getsockname()[1]
+
+
+class Tool:
+    """A roundtrip that serves."""
+
+    def __init__(self, *args):
+        self.process = subprocess.Popen([ROUNDTRIP] + [str(a) for a in args],
+                                        stdout=subprocess.PIPE, text=True)
+        self.process.stdout.readline()
+
+    def end(self):
+        self.process.kill()
+        self.process.wait()
+
+
+def least_ns(delay_us, count=2000):
+    """p50 of round trip and of CONTINUE on a line like that."""
+    port = there = free_port()
+    tools = [Tool("serve", there)]
+    if delay_us:
+        port = free_port()
+        tools.append(Tool("delay", port, there, delay_us))
+        count = 400
+    try:
+        run = subprocess.run([ROUNDTRIP, "ask", str(port), str(count)], stdout=subprocess.PIPE,
+                             text=True, check=True)
+        trip, _, show, _ = map(int, run.stdout.split())
+        return trip, show
+    finally:
+        for tool in tools:
+            tool.end()
+
+
+def capabilities(qemu, *names):
+    known = [c["capability"] for c in qemu.monitor.command("query-migrate-capabilities")]
+    qemu.monitor.command("migrate-set-capabilities", capabilities=[
+        {"capability": n, "state": n in names} for n in
+        ("postcopy-ram", "postcopy-preempt", "postcopy-blocktime", "multifd", "events")
+        if n in known])
+
+
+class Moved:
+    """What one move was like; times in seconds but for the faults' ns."""
+    p50 = p99 = longest = faults = first = total = None
+
+
+def relayed(port, delay_us, tools):
+    if not delay_us:
+        return port
+    relay = free_port()
+    tools.append(Tool("delay", relay, port, delay_us))
+    return relay
+
+
+def by_ferry(lab, source, target, delay_us, *args):
+    tools = []
+    try:
+        recv = lab.recv(target, "tcp:127.0.0.1:0")
+        port = relayed(int(recv.listening.rsplit(":", 1)[1]), delay_us, tools)
+        send = lab.send(source, "tcp:127.0.0.1:%d" % port, "--postcopy", "now", *args)
+        send.finish(60).check_code(0)
+        recv.finish().check_code(0)
+    finally:
+        for tool in tools:
+            tool.end()
+    moved, r = Moved(), recv.result
+    moved.p50, moved.p99 = r["fault_p50_ns"], r["fault_p99_ns"]
+    moved.longest, moved.faults = r["blocktime_max_ns"], r["faults"]
+    moved.first, moved.total = send.result["downtime_ns"] / 1e9, send.result["total_ns"] / 1e9
+    return moved
+
+
+def percentile(buckets, percent):
+    """Of QEMU's distribution, whose bucket i counts up to 2^(i+1) us; the upper end, in ns."""
+    all_of_them, below = sum(buckets), 0
+    for i, count in enumerate(buckets):
+        below += count
+        if all_of_them and below * 100 >= all_of_them * percent:
+            return (2 << i) * 1000
+    return 0
+
+
+def by_qemu(source, target, delay_us, preempt):
+    names = ["postcopy-ram", "events"] + (["postcopy-preempt"] if preempt else [])
+    capabilities(source, *names)
+    capabilities(target, "postcopy-blocktime", *names)
+    for qemu in (source, target):
+        qemu.monitor.command("migrate-set-parameters", max_bandwidth=0,
+                             max_postcopy_bandwidth=0)
+    target.monitor.command("migrate-incoming", uri="tcp:127.0.0.1:0")
+    port, tools = int(target.monitor.command("query-migrate")["socket-address"][0]["port"]), []
+    try:
+        port = relayed(port, delay_us, tools)
+        # All of it after the guest: the switch is asked for before there was anything to send.
+        source.monitor.command("migrate-pause") if False else None
+        source.monitor.command("migrate-set-parameters", max_bandwidth=1)
+        source.monitor.command("migrate", uri="tcp:127.0.0.1:%d" % port)
+        wait_until(lambda: source.monitor.command("query-migrate").get("status") == "active",
+                   20, "QEMU migrates")
+        began = time.monotonic()
+        source.monitor.command("migrate-start-postcopy")
+        source.monitor.command("migrate-set-parameters", max_bandwidth=0)
+
+        def ended():
+            info = source.monitor.command("query-migrate")
+            if info["status"] in ("failed", "cancelled", "postcopy-paused"):
+                raise tap.Failed("QEMU's migration: %s" % info)
+            return info["status"] == "completed" and info
+        info = wait_until(ended, 60, "QEMU completes")
+        took = time.monotonic() - began
+        there = target.monitor.command("query-migrate")
+    finally:
+        for tool in tools:
+            tool.end()
+    moved = Moved()
+    dist = there.get("postcopy-latency-dist")
+    if dist:
+        moved.p50, moved.p99 = percentile(dist, 50), percentile(dist, 99)
+        moved.faults = sum(dist)
+    moved.mean = there.get("postcopy-latency")
+    moved.first, moved.total = info["downtime"] / 1e3, took
+    return moved
+
+
+# ---------------------------------------------------------------- faults
+
+def fault_move(binary, peer, delay_us, seen=None):
+    """One move of the guest that writes; and its work before, during and after."""
+    lab = Lab("faults")
+    try:
+        lab.runtime = precopy.tempfile.mkdtemp(dir=precopy.SHM, prefix="ferry-bench-")
+        lab.on_close(lambda: subprocess.run(["rm", "-rf", lab.runtime]))
+        guest = lab.boot(append=GUEST, mib=MIB_OF_GUEST, binary=binary)
+        target = lab.destination(mib=MIB_OF_GUEST, binary=binary)
+        begin = guest.ticks()
+        guest.wait_ticks(20)
+        ready = guest.ticks()
+        if peer == "ferry":
+            moved = by_ferry(lab, guest.qemu, target, delay_us)
+        else:
+            moved = by_qemu(guest.qemu, target, delay_us, peer == "qemu-preempt")
+        guest.moved(target)
+        guest.wait_ticks(1)
+        there = guest.ticks()
+        guest.wait_ticks(20)
+        after = guest.ticks()
+        usual = pace(begin, ready)
+        moved.during, moved.after = pace(ready, there) / usual, pace(there, after) / usual
+        return moved
+    finally:
+        lab.close()
+
+
+def pace(a, b):
+    return (b.loops - a.loops) / max(1, b.times[-1] - a.times[-1])
+
+
+def us(values, digits=0):
+    values = [v / 1e3 for v in values if v is not None]
+    return spread(values, digits) if values else "not told"
+
+
+def faults(binary, rounds, delays, peers, last):
+    print("%-8s %-13s %-19s %-19s %-17s %-13s %-20s %-18s %s" % (
+        "delay us", "peer", "fault p50 us", "fault p99 us", "longest us", "faults",
+        "first instr. ms", "all there s", "guest's work during, after"), flush=True)
+    for delay_us in delays:
+        found, least = {p: [] for p in peers}, []
+        for _ in range(rounds):
+            for peer in peers:
+                found[peer].append(fault_move(binary, peer, delay_us))
+            least.append(least_ns(delay_us))
+        print("%-8d %-13s %s + CONTINUE %s" % (
+            delay_us, "least", us([t for t, _ in least]), us([s for _, s in least], 1)))
+        for peer in peers:
+            of = found[peer]
+            print("%-8d %-13s %-19s %-19s %-17s %-13s %-20s %-18s %s, %s" % (
+                delay_us, peer, us([m.p50 for m in of]), us([m.p99 for m in of]),
+                us([m.longest for m in of]),
+                "%d" % statistics.median([m.faults or 0 for m in of]),
+                spread([m.first * 1e3 for m in of], 1), spread([m.total for m in of]),
+                spread([m.during for m in of]), spread([m.after for m in of])), flush=True)
+        name = "fault-p50" + ("-%dus" % delay_us if delay_us else "")
+        last.append("ratio %s: %s" % (name, spread([m.p50 / (t + s) for m, (t, s) in
+                                                    zip(found["ferry"], least)])))
+
+
+# ---------------------------------------------------------------- background
+
+def background(binary, mib, rounds, last):
+    lab = precopy.new_lab(binary)
+    try:
+        bench = Bench(lab, "background", "filled", mib)
+        peers = ["precopy", "1", "2", "4", "qemu"]
+        speeds = {p: [] for p in peers}
+        for _ in range(rounds):
+            for peer in peers:
+                speeds[peer].append(background_move(bench, peer))
+        bench.close()
+    finally:
+        lab.close()
+    print("%-12s %s" % ("background", "GiB/s"))
+    for peer in peers:
+        what = {"precopy": "precopy", "qemu": "qemu"}.get(peer, peer + " ch.")
+        print("%-12s %s" % (what, spread(speeds[peer])), flush=True)
+    for peer in ("1", "2", "4"):
+        last.append("ratio background-%s: %s" % (peer, spread([
+            a / b for a, b in zip(speeds[peer], speeds["precopy"])])))
+    last.append("ratio background-qemu: %s" % spread([
+        a / b for a, b in zip(speeds["2"], speeds["qemu"])]))
+
+
+def background_move(bench, peer):
+    """GiB/s of one move of all of the RAM. The source is used again: it is kept."""
+    path = bench.path + "-target"
+    with open(path, "wb") as file:
+        file.truncate(bench.mib * MIB)
+    target = bench.machine("target%d" % len(bench.lab.qemus), path, incoming=True)
+    try:
+        if peer == "qemu":
+            return bench.mib * MIB / GIB / by_qemu(bench.source, target, 0, False).total
+        args = () if peer == "precopy" else ("--postcopy", "now", "--channels", peer)
+        recv = bench.lab.recv(target, "tcp:127.0.0.1:0")
+        send = bench.lab.send(bench.source, recv.listening, "--keep-source", *args)
+        send.finish(60).check_code(0)
+        recv.finish().check_code(0)
+        return send.result["ram_bytes"] / GIB / (send.result["total_ns"] / 1e9)
+    finally:
+        target.kill()
+        if peer == "qemu":
+            bench.source.kill()  # it cannot be made to run again after its own postcopy
+            os.path.exists(bench.path) or precopy.fill(bench.path, bench.mib, "filled")
+            bench.source = bench.machine("source%d" % len(bench.lab.qemus), bench.path)
+            time.sleep(1)
+        else:
+            bench.source.monitor.command("cont")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--mib", type=int, default=1024, help="RAM for the background (1024)")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each peer (3)")
+    parser.add_argument("--only", default="faults,background")
+    parser.add_argument("--delays", default=",".join(map(str, DELAYS_US)), help="us each way")
+    parser.add_argument("--peers", default="ferry,qemu,qemu-preempt")
+    args = parser.parse_args()
+    prerequisites()
+    if not os.access(ROUNDTRIP, os.X_OK):
+        raise tap.Skip("%s is not built: make bench-postcopy" % ROUNDTRIP)
+    binary, last = os.environ.get("FERRY_QEMU") or other_qemu("11.1"), []
+    print("# %d processors, load %.1f" % (os.cpu_count(), os.getloadavg()[0]))
+    if "faults" in args.only:
+        faults(binary, args.rounds, [int(d) for d in args.delays.split(",")],
+               args.peers.split(","), last)
+    if "background" in args.only:
+        background(binary, args.mib, args.rounds, last)
+    for text in last:
+        print(text)
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and clean up on the way
+    try:
+        main()
+    except tap.Skip as skip:
+        print("SKIP: %s" % skip)
+        sys.exit(2)
+    finally:
+        Lab.close_all()
