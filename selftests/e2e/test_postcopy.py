@@ -128,7 +128,7 @@ def no_page_is_torn(lab, engine, args):
             one.settle()
         finally:
             one.close()
-    check(waited > 0, "nobody ever waited for a page: nothing was tried")
+    check(waited > 0 or "now" not in args, "nobody ever waited for a page: nothing was tried")
 
 
 @test(timeout=900, cases={"tcg": ()})

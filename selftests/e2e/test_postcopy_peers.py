@@ -195,7 +195,9 @@ class Taker(Destination):
         self.drain(line)
 
     def back(self, line):
-        line.expect(ASK)
+        if line.frame()[0] != ASK:
+            line.close()  # it was given up before COMMIT
+            return
         if self.on_recover:
             line.say(self.on_recover)
         line.expect(ACK)

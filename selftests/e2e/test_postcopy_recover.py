@@ -8,12 +8,13 @@ what it wrote; two use QEMU, whose monitor hangs while a vCPU waits for a page.
 import os
 import re
 import signal
+import subprocess
 import sys
 import time
 
 import tap
 import vmm
-from lib import Lab, check, check_equal, check_result, prerequisites, wait_until
+from lib import ROOT, Lab, check, check_equal, check_result, prerequisites, wait_until
 from tap import test
 
 # So slow that it is under way when something happens; the rest is sent at full speed.
@@ -24,7 +25,7 @@ class Move:
     """A migration of a guest of ferry-vmm that is in postcopy-active."""
 
     def __init__(self, lab, send=None, recv=None, side=None, timeout=10, args=SLOWLY, qemu=False,
-                 running=True, shape=(), target=()):
+                 running=True, shape=(), target=(), before=None):
         self.lab = lab
         if qemu:
             self.guest = lab.boot(append="ferry.dirty=16 ferry.pause_ms=10")
@@ -33,6 +34,8 @@ class Move:
         self.source = self.guest.qemu
         self.target = lab.destination() if qemu else lab.destination("vm2", *target)
         self.timeout = timeout
+        if before:
+            before(self.target)
         self.recv = lab.ferry("recv", self.target.uri, "tcp:127.0.0.1:0", "--timeout", timeout,
                               fault=recv, side=recv and side)
         self.uri = self.recv.wait_listening()
@@ -369,6 +372,46 @@ def spilled_by_itself(lab):
     move.recv.wait_state("completed")
     move.recover_by_answer()
     move.completed()
+
+
+def member(lab, target):
+    """Another process that maps the destination's RAM and has registered."""
+    path = os.path.join(ROOT, "build", "selftests", "e2e", "member")
+    make = subprocess.run(["make", "-s", "-C", ROOT, "build/selftests/e2e/member"],
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    check(make.returncode == 0, "%s", make.stdout)
+    process = subprocess.Popen([path, target.port, str(target.pid)], stdin=subprocess.PIPE,
+                               stdout=subprocess.PIPE, text=True)
+    lab.on_close(process.kill)
+    check_equal(process.stdout.readline(), "joined\n", "what a member says")
+    return process
+
+
+@test(cases={"lives": (False,), "adopted": (True,)})
+@in_vmm
+def a_further_process_waits_too(lab, adopted):
+    """What a vhost-user back end would do: it reads all of RAM while most of it is not there."""
+    reader = []
+    move = Move(lab, before=lambda target: reader.append(member(lab, target)))
+    if adopted:  # by a process that nobody told of it
+        move.kill_all(move.recv)
+    reader[0].stdin.write("\n")
+    reader[0].stdin.flush()
+    if adopted:
+        move.recv = lab.ferry("recover", move.target.id + "-in", "--timeout", 20)
+        move.recv.wait_listening()
+        move.recover()
+    move.full_speed()
+    filled = int(reader[0].stdout.readline())
+    check(filled > 2000, "it found %d pages that are not zero", filled)
+    move.completed()
+    check(len(move.recv.result["blocktime_threads"]) >= 2, "who waited: %s",
+          move.recv.result["blocktime_threads"])
+    reader[0].stdin.write("\n")
+    reader[0].stdin.flush()
+    check(abs(int(reader[0].stdout.readline()) - filled) < filled / 4, "its RAM is as it was")
+    reader[0].stdin.close()
+    check_equal(reader[0].wait(5), 0, "its exit status")
 
 
 @test()

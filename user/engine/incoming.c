@@ -140,15 +140,6 @@ void ferry_incoming_init(struct ferry_incoming *in, struct ferry_job *job, int w
 	ferry_page_asker_init(&in->asker);
 }
 
-/* What a fault channel has brought. */
-static uint64_t line_pages(struct ferry_multifd_recv *line)
-{
-	struct ferry_multifd_recv_stats stats;
-
-	ferry_multifd_recv_stats(line, &stats);
-	return stats.normal_pages + stats.zero_pages;
-}
-
 static void set_line(struct ferry_incoming *in, struct ferry_multifd_recv *line)
 {
 	struct ferry_multifd_recv *old;
@@ -158,7 +149,7 @@ static void set_line(struct ferry_incoming *in, struct ferry_multifd_recv *line)
 	in->line = line;
 	pthread_mutex_unlock(&in->job->lock);
 	if (old)
-		in->line_pages += line_pages(old);
+		in->line_pages += ferry_incoming_line_pages(old);
 	ferry_multifd_recv_free(old);
 }
 
@@ -177,6 +168,19 @@ static void join_helper(struct ferry_incoming *in)
 	in->helping = false;
 }
 
+static void free_members(struct ferry_incoming *in)
+{
+	unsigned int i;
+
+	for (i = 0; i < in->n_members; i++)
+		ferry_io_close(&in->members[i].uffd);
+	for (i = 0; i < FERRY_INCOMING_MAX_MEMBERS; i++) {
+		free(in->members[i].addrs);
+		in->members[i].addrs = NULL;
+	}
+	in->n_members = 0;
+}
+
 void ferry_incoming_end(struct ferry_incoming *in)
 {
 	if (!ferry_incoming_armed(in))
@@ -188,6 +192,7 @@ void ferry_incoming_end(struct ferry_incoming *in)
 	ferry_fault_stop(in->fault, true);
 	in->fault = NULL;
 	ferry_io_close(&in->uffd);
+	free_members(in);
 	ferry_incoming_let_go(in);
 }
 
@@ -201,6 +206,7 @@ void ferry_incoming_free(struct ferry_incoming *in)
 	if (in->lacks_ready)
 		ferry_bitmap_free(&in->lacks);
 	ferry_io_close(&in->uffd);
+	free_members(in);
 	ferry_io_close(&in->placed_fd);
 	ferry_page_asker_free(&in->asker);
 	free(in->addrs);
@@ -218,42 +224,6 @@ uint64_t ferry_incoming_missing(const struct ferry_incoming *in)
 	return ferry_incoming_armed(in) ? ferry_fault_pages_missing(&in->pages) : 0;
 }
 
-void ferry_incoming_stats(struct ferry_incoming *in)
-{
-	struct ferry_fault_thread threads[FERRY_STATS_THREADS] = { 0 };
-	struct ferry_stats *out = &in->job->stats;
-	struct ferry_fault_stats st;
-	unsigned int i;
-
-	if (!in->fault)
-		return;
-	ferry_fault_stats(in->fault, &st);
-	ferry_fault_threads(in->fault, threads, FERRY_STATS_THREADS);
-	pthread_mutex_lock(&in->job->lock);
-	out->faults = st.wanted;
-	out->blocktime_ns = st.total_wait_ns;
-	out->blocktime_max_ns = st.max_wait_ns;
-	out->waiting = st.waiting;
-	out->fault_p50_ns = st.p50_ns;
-	out->fault_p99_ns = st.p99_ns;
-	out->missing_pages = ferry_fault_pages_missing(&in->pages);
-	out->fault_pages = in->line_pages + (in->line ? line_pages(in->line) : 0);
-	out->background_pages = in->lacked - out->missing_pages;
-	/* Some come both ways; some of the line's are dropped then. */
-	out->background_pages -= out->fault_pages < out->background_pages ? out->fault_pages :
-									      out->background_pages;
-	for (i = 0; i < FERRY_STATS_BUCKETS && i < FERRY_FAULT_BUCKETS; i++)
-		out->fault_us[i] = st.histogram[i];
-	for (i = 0; i < FERRY_STATS_THREADS; i++)
-		out->threads[i] = (struct ferry_stats_thread){
-			.tid = (int)threads[i].tid,
-			.faults = threads[i].faults,
-			.wait_ns = threads[i].wait_ns,
-			.max_ns = threads[i].max_ns,
-		};
-	pthread_mutex_unlock(&in->job->lock);
-}
-
 /* ---- before the switch ---- */
 
 int ferry_incoming_advise(struct ferry_incoming *in, struct ferry_guest *guest,
@@ -269,10 +239,10 @@ int ferry_incoming_advise(struct ferry_incoming *in, struct ferry_guest *guest,
 				       guest->ops->scheme);
 	if (guest->ops->log)
 		guest->ops->log(guest, &log);
-	if (log.members)
+	if (log.members > (guest->ops->member ? FERRY_INCOMING_MAX_MEMBERS : 0))
 		return ferry_error_set(err, EOPNOTSUPP, "%u further processes have registered with the "
-				       "VMM, and only the VMM can be made to wait for pages: not "
-				       "built yet", log.members);
+				       "VMM, %u can be made to wait for pages", log.members,
+				       guest->ops->member ? FERRY_INCOMING_MAX_MEMBERS : 0);
 	for (i = 0; i < ram->count; i++)
 		if (!ram->blocks[i].vmm_addr)
 			return ferry_error_set(err, EOPNOTSUPP, "it is not known where the VMM maps "
@@ -288,9 +258,25 @@ int ferry_incoming_advise(struct ferry_incoming *in, struct ferry_guest *guest,
 
 int ferry_incoming_ready(struct ferry_incoming *in, struct ferry_error *err)
 {
+	int r;
+
 	if (in->uffd >= 0)
 		return 0;
-	return in->guest->ops->userfaultfd(in->guest, &in->uffd, err);
+	r = in->guest->ops->userfaultfd(in->guest, &in->uffd, err);
+	while (!r && in->guest->ops->member && in->n_members < FERRY_INCOMING_MAX_MEMBERS) {
+		struct ferry_incoming_member *m = &in->members[in->n_members];
+
+		free(m->addrs);
+		m->addrs = calloc(in->ram->count, sizeof(*m->addrs));
+		if (!m->addrs)
+			return ferry_error_set(err, ENOMEM, "out of memory");
+		r = in->guest->ops->member(in->guest, in->n_members, in->ram, m->addrs, &m->pid,
+					   &m->uffd, err);
+		if (r == -ENOENT)
+			return 0;
+		in->n_members += !r;
+	}
+	return r;
 }
 
 static int punch(struct ferry_incoming *in, const struct ferry_wire_run *run,
@@ -363,11 +349,13 @@ static int zap(void *ctx, struct ferry_error *err)
 int ferry_incoming_arm(struct ferry_incoming *in, bool adopted, pid_t vmm,
 		       struct ferry_error *err)
 {
-	struct ferry_fault_mapper mapper = { .uffd = in->uffd, .pid = vmm };
+	struct ferry_fault_mapper mappers[FERRY_FAULT_MAX_MAPPERS] = {
+		{ .uffd = in->uffd, .pid = vmm },
+	};
 	struct ferry_fault_params params = {
 		.ram = in->ram,
-		.mappers = &mapper,
-		.n_mappers = 1,
+		.mappers = mappers,
+		.n_mappers = 1 + in->n_members,
 		.pages = &in->pages,
 		.adopted = adopted,
 		.want = want,
@@ -381,7 +369,13 @@ int ferry_incoming_arm(struct ferry_incoming *in, bool adopted, pid_t vmm,
 		return ferry_error_set(err, ENOMEM, "out of memory");
 	for (i = 0; i < in->ram->count; i++)
 		in->addrs[i] = in->ram->blocks[i].vmm_addr;
-	mapper.addr = in->addrs;
+	mappers[0].addr = in->addrs;
+	for (i = 0; i < in->n_members; i++)
+		mappers[i + 1] = (struct ferry_fault_mapper){
+			.uffd = in->members[i].uffd,
+			.pid = in->members[i].pid,
+			.addr = in->members[i].addrs,
+		};
 	return ferry_fault_start(&params, zap, &in->fault, err);
 }
 
@@ -561,37 +555,4 @@ void ferry_incoming_started(struct ferry_incoming *in, bool announce)
 void ferry_incoming_ask_again(struct ferry_incoming *in)
 {
 	ferry_fault_ask_again(in->fault);
-}
-
-int ferry_incoming_tell(struct ferry_incoming *in,
-			int (*send)(void *ctx, enum ferry_wire_type type, const void *body,
-				    uint32_t length), void *ctx)
-{
-	uint8_t *body = malloc(FERRY_WIRE_RECEIVED_BYTES + FERRY_WIRE_MAX_RECEIVED), end[8];
-	unsigned int i;
-	int r = body ? 0 : -ENOMEM;
-
-	for (i = 0; i < in->ram->count && !r; i++) {
-		uint64_t words = (in->pages.placed.pages[i] + 63) / 64, w = 0;
-		struct ferry_wire_received head = { .block = (uint16_t)i };
-
-		while (w < words && !r) {
-			uint64_t n = words - w, k;
-
-			if (n > FERRY_WIRE_MAX_RECEIVED / 8)
-				n = FERRY_WIRE_MAX_RECEIVED / 8;
-			head.first_page = w * 64;
-			ferry_wire_received_encode(&head, body);
-			for (k = 0; k < n; k++)
-				ferry_wire_u64_encode(__atomic_load_n(&in->pages.placed.words[i][w + k],
-								      __ATOMIC_ACQUIRE),
-						      body + FERRY_WIRE_RECEIVED_BYTES + k * 8);
-			r = send(ctx, FERRY_WIRE_RECEIVED, body,
-				 (uint32_t)(FERRY_WIRE_RECEIVED_BYTES + n * 8));
-			w += n;
-		}
-	}
-	free(body);
-	ferry_wire_u64_encode(ferry_fault_pages_missing(&in->pages), end);
-	return r ? r : send(ctx, FERRY_WIRE_RECEIVED_END, end, sizeof(end));
 }

@@ -31,6 +31,15 @@ enum ferry_incoming_step {
 	FERRY_INCOMING_STEPS,
 };
 
+/* A further process that maps guest RAM. */
+struct ferry_incoming_member {
+	pid_t pid;
+	int uffd;
+	uint64_t *addrs; /* of each block; 0 not mapped there */
+};
+
+#define FERRY_INCOMING_MAX_MEMBERS (FERRY_FAULT_MAX_MAPPERS - 1)
+
 struct ferry_incoming {
 	struct ferry_job *job;
 	struct ferry_guest *guest; /* NULL in a worker that took over */
@@ -55,6 +64,8 @@ struct ferry_incoming {
 	int uffd;
 	int placed_fd;
 	uint64_t *addrs;
+	struct ferry_incoming_member members[FERRY_INCOMING_MAX_MEMBERS];
+	unsigned int n_members;
 	int loading; /* enum in incoming.c; atomic */
 
 	pthread_t helper;
@@ -145,6 +156,9 @@ void ferry_incoming_started(struct ferry_incoming *in, bool announce);
 
 /** ferry_incoming_end() - nothing is missing, or nobody will run it: disarm. Safe to repeat. */
 void ferry_incoming_end(struct ferry_incoming *in);
+
+/** ferry_incoming_line_pages() - how many pages a fault channel has brought. */
+uint64_t ferry_incoming_line_pages(struct ferry_multifd_recv *line);
 
 /** ferry_incoming_stats() - into job->stats. */
 void ferry_incoming_stats(struct ferry_incoming *in);

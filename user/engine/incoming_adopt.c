@@ -34,6 +34,12 @@ struct layout_block {
 	struct ferry_ram_block block;
 	dev_t dev;
 	ino_t ino;
+	uint64_t member[FERRY_INCOMING_MAX_MEMBERS]; /* where each has it mapped */
+};
+
+struct layout_process {
+	pid_t pid;
+	uint64_t start; /* with the pid: which process it is */
 };
 
 /* Written and read by the same program, for a worker that takes over. */
@@ -41,8 +47,9 @@ struct layout {
 	uint64_t magic;
 	uint8_t uuid[16];
 	struct ferry_wire_config config;
-	pid_t vmm;
-	uint64_t start; /* with the pid: which process it is */
+	struct layout_process vmm;
+	struct layout_process member[FERRY_INCOMING_MAX_MEMBERS];
+	unsigned int members;
 	unsigned int count;
 	struct layout_block blocks[];
 };
@@ -87,10 +94,16 @@ static size_t layout_bytes(unsigned int count)
 	return sizeof(struct layout) + count * sizeof(struct layout_block);
 }
 
+static void note_process(struct layout_process *p, pid_t pid)
+{
+	p->pid = pid;
+	p->start = ferry_proc_start(pid);
+}
+
 static int hold_layout(struct ferry_incoming *in, struct ferry_error *err)
 {
 	struct layout *layout = calloc(1, layout_bytes(in->ram->count));
-	unsigned int i;
+	unsigned int i, j;
 	int fd = -1, r = 0;
 
 	if (!layout)
@@ -98,8 +111,10 @@ static int hold_layout(struct ferry_incoming *in, struct ferry_error *err)
 	layout->magic = LAYOUT_MAGIC;
 	memcpy(layout->uuid, in->job->record.uuid, sizeof(layout->uuid));
 	layout->config = in->config;
-	layout->vmm = in->guest->pid;
-	layout->start = ferry_proc_start(in->guest->pid);
+	note_process(&layout->vmm, in->guest->pid);
+	layout->members = in->n_members;
+	for (j = 0; j < in->n_members; j++)
+		note_process(&layout->member[j], in->members[j].pid);
 	layout->count = in->ram->count;
 	for (i = 0; i < in->ram->count && !r; i++) {
 		struct stat st;
@@ -108,6 +123,8 @@ static int hold_layout(struct ferry_incoming *in, struct ferry_error *err)
 		r = fstat(in->ram->blocks[i].fd, &st) ? -errno : 0;
 		layout->blocks[i].dev = st.st_dev;
 		layout->blocks[i].ino = st.st_ino;
+		for (j = 0; j < in->n_members; j++)
+			layout->blocks[i].member[j] = in->members[j].addrs[i];
 	}
 	if (!r)
 		r = fd = ferry_incoming_keep(in, "layout", err);
@@ -153,15 +170,16 @@ static int read_layout(struct ferry_incoming *in, struct layout **out, struct fe
 		layout = malloc((size_t)st.st_size);
 		r = layout ? ferry_io_pread(fd, layout, (size_t)st.st_size, 0) : -ENOMEM;
 		if (!r && (layout->magic != LAYOUT_MAGIC || layout->count > FERRY_RAM_MAX_BLOCKS ||
+			   layout->members > FERRY_INCOMING_MAX_MEMBERS ||
 			   (size_t)st.st_size != layout_bytes(layout->count) ||
 			   memcmp(layout->uuid, in->job->record.uuid, sizeof(layout->uuid))))
 			r = -EINVAL;
 	}
 	if (fd >= 0)
 		close(fd);
-	if (!r && ferry_proc_start(layout->vmm) != layout->start)
+	if (!r && ferry_proc_start(layout->vmm.pid) != layout->vmm.start)
 		r = ferry_error_set(err, ESRCH, "the VMM (pid %d) has gone, and the guest with it",
-				    (int)layout->vmm);
+				    (int)layout->vmm.pid);
 	else if (r)
 		ferry_error_set(err, -r, "it is not known any more which pages of the guest are "
 				"here");
@@ -227,11 +245,11 @@ static int adopt_ram(struct ferry_incoming *in, const struct layout *layout, str
 		block.map = NULL;
 		block.fd = i < HELD_BLOCKS ? held(in, name) : -1;
 		if (block.fd < 0)
-			block.fd = open_ram(layout->vmm, &layout->blocks[i]);
+			block.fd = open_ram(layout->vmm.pid, &layout->blocks[i]);
 		if (block.fd < 0)
 			return ferry_error_set(err, -block.fd, "the file of memory block '%s' cannot "
 					       "be had from the VMM (pid %d): %s", block.name,
-					       (int)layout->vmm, strerror(-block.fd));
+					       (int)layout->vmm.pid, strerror(-block.fd));
 		r = ferry_ram_add(ram, &block, err);
 		if (r)
 			close(block.fd);
@@ -239,20 +257,16 @@ static int adopt_ram(struct ferry_incoming *in, const struct layout *layout, str
 	return r;
 }
 
-/* Of the VMM's userfaultfds that with which its RAM is registered. Return: it, or -errno. */
-static int take_uffd(struct ferry_incoming *in, const struct layout *layout,
+/* Of a process's userfaultfds that with which this RAM is registered. Return: it, or -errno. */
+static int take_uffd(struct ferry_incoming *in, pid_t pid, const uint64_t *addrs,
 		     struct ferry_error *err)
 {
-	struct ferry_fault_mapper mapper = { .pid = layout->vmm };
-	int fds[MAX_UFFDS], i, n = ferry_inject_find_fds(layout->vmm, UFFD_LINK, fds, MAX_UFFDS);
-	uint64_t addrs[FERRY_RAM_MAX_BLOCKS];
+	struct ferry_fault_mapper mapper = { .pid = pid, .addr = addrs };
+	int fds[MAX_UFFDS], i, n = ferry_inject_find_fds(pid, UFFD_LINK, fds, MAX_UFFDS);
 	struct ferry_error why = { 0 };
 
-	for (i = 0; i < (int)in->ram->count; i++)
-		addrs[i] = in->ram->blocks[i].vmm_addr;
-	mapper.addr = addrs;
 	for (i = 0; i < n && i < MAX_UFFDS; i++) {
-		mapper.uffd = ferry_inject_take_fd(layout->vmm, fds[i]);
+		mapper.uffd = ferry_inject_take_fd(pid, fds[i]);
 		if (mapper.uffd < 0)
 			continue;
 		/* The kernel lets no other one register what is registered. */
@@ -260,18 +274,48 @@ static int take_uffd(struct ferry_incoming *in, const struct layout *layout,
 			return mapper.uffd;
 		close(mapper.uffd);
 	}
-	return ferry_error_set(err, ENOENT, "the VMM (pid %d) has not kept the userfaultfd of its "
-			       "memory%s%s", (int)layout->vmm, why.text[0] ? ": " : "", why.text);
+	return ferry_error_set(err, ENOENT, "process %d has not kept the userfaultfd of guest "
+			       "memory%s%s", (int)pid, why.text[0] ? ": " : "", why.text);
 }
 
 static int adopt_uffd(struct ferry_incoming *in, const struct layout *layout,
 		      struct ferry_error *err)
 {
+	uint64_t addrs[FERRY_RAM_MAX_BLOCKS];
+	unsigned int i;
+
 	in->uffd = held(in, "userfaultfd");
 	if (in->uffd >= 0)
 		return 0;
-	in->uffd = take_uffd(in, layout, err);
+	for (i = 0; i < in->ram->count; i++)
+		addrs[i] = in->ram->blocks[i].vmm_addr;
+	in->uffd = take_uffd(in, layout->vmm.pid, addrs, err);
 	return in->uffd < 0 ? in->uffd : 0;
+}
+
+/* Further processes; one that has ended waits for nothing. */
+static int adopt_members(struct ferry_incoming *in, const struct layout *layout,
+			 struct ferry_error *err)
+{
+	unsigned int i, j;
+
+	for (j = 0; j < layout->members; j++) {
+		struct ferry_incoming_member *m = &in->members[in->n_members];
+
+		if (ferry_proc_start(layout->member[j].pid) != layout->member[j].start)
+			continue;
+		m->pid = layout->member[j].pid;
+		m->addrs = calloc(in->ram->count, sizeof(*m->addrs));
+		if (!m->addrs)
+			return ferry_error_set(err, ENOMEM, "out of memory");
+		for (i = 0; i < in->ram->count; i++)
+			m->addrs[i] = layout->blocks[i].member[j];
+		m->uffd = take_uffd(in, m->pid, m->addrs, err);
+		if (m->uffd < 0)
+			return m->uffd;
+		in->n_members++;
+	}
+	return 0;
 }
 
 int ferry_incoming_adopt(struct ferry_incoming *in, struct ferry_ram *ram, struct ferry_error *err)
@@ -287,6 +331,8 @@ int ferry_incoming_adopt(struct ferry_incoming *in, struct ferry_ram *ram, struc
 	in->ram = ram;
 	in->config = layout->config;
 	r = adopt_uffd(in, layout, err);
+	if (!r)
+		r = adopt_members(in, layout, err);
 	if (r)
 		goto out;
 	in->placed_fd = held(in, "placed");
@@ -300,7 +346,7 @@ int ferry_incoming_adopt(struct ferry_incoming *in, struct ferry_ram *ram, struc
 		r = ferry_fault_pages_init(&in->pages, ram, in->placed_fd, false, err);
 	in->pages_ready = !r;
 	if (!r)
-		r = ferry_incoming_arm(in, true, layout->vmm, err);
+		r = ferry_incoming_arm(in, true, layout->vmm.pid, err);
 	if (!r)
 		__atomic_store_n(&in->step, FERRY_INCOMING_LISTENING, __ATOMIC_RELEASE);
 out:

@@ -143,6 +143,14 @@ struct ferry_guest_ops {
 	int (*userfaultfd)(struct ferry_guest *guest, int *uffd, struct ferry_error *err);
 
 	/*
+	 * The same of a further process that has registered with the VMM and maps its RAM.
+	 * @addrs: filled: where it maps each block of @ram, 0 not at all
+	 * Return: 0; -ENOENT there are only @which; -errno. NULL: there are none.
+	 */
+	int (*member)(struct ferry_guest *guest, unsigned int which, const struct ferry_ram *ram,
+		      uint64_t *addrs, pid_t *pid, int *uffd, struct ferry_error *err);
+
+	/*
 	 * Destination, with a userfaultfd registered: drop whatever page of @ram the VMM has
 	 * mapped, so that each access faults. NULL: it maps none before its state is loaded.
 	 */

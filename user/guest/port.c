@@ -305,6 +305,7 @@ const struct ferry_guest_ops ferry_guest_port = {
 	.quit = ferry_vmm_quit,
 	.throttle = vmm_throttle,
 	.userfaultfd = ferry_vmm_userfaultfd,
+	.member = ferry_vmm_member,
 	.views = ferry_vmm_views,
 	.check_views = vmm_check_views,
 	.log = ferry_vmm_log,

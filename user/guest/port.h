@@ -107,6 +107,8 @@ int ferry_vmm_quiesce(struct ferry_guest *guest, struct ferry_error *err);
 
 /* port_track.c */
 int ferry_vmm_userfaultfd(struct ferry_guest *guest, int *uffd, struct ferry_error *err);
+int ferry_vmm_member(struct ferry_guest *guest, unsigned int which, const struct ferry_ram *ram,
+		     uint64_t *addrs, pid_t *pid, int *uffd, struct ferry_error *err);
 void ferry_vmm_views(struct ferry_guest *guest, struct ferry_dirty_views *views);
 void ferry_vmm_log(struct ferry_guest *guest, struct ferry_dirty_log *log);
 void ferry_vmm_log_free(struct ferry_vmm *v);

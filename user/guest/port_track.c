@@ -20,22 +20,53 @@
 
 #define UFFD_DEVICE "/dev/userfaultfd"
 
-int ferry_vmm_userfaultfd(struct ferry_guest *guest, int *uffd, struct ferry_error *err)
+static int make_userfaultfd(struct ferry_vmm *v, struct ferry_vmm_peer *peer, int *uffd,
+			    struct ferry_error *err)
 {
 	struct ferry_channel_message m = { .head.type = FERRY_PROTO_USERFAULTFD };
-	struct ferry_vmm *v = ferry_vmm_of(guest);
 	uint32_t flags;
 	int dev, r;
 
-	/* The VMM may have no right to open it; without it the VMM tries the system call. */
+	/* The process may have no right to open it; without it, it tries the system call. */
 	dev = open(UFFD_DEVICE, O_RDWR | O_CLOEXEC);
 	m.fd = dev;
 	flags = v->role == FERRY_GUEST_SOURCE ? 0 : FERRY_PROTO_UFFD_KEEP;
 	m.head.length = (uint32_t)ferry_proto_u32_encode(flags, m.body);
-	r = ferry_vmm_call(v, &v->vmm, &m, "making a userfaultfd", err);
+	r = ferry_vmm_call(v, peer, &m, "making a userfaultfd", err);
 	ferry_io_close(&dev);
 	*uffd = r ? -1 : m.fd;
 	return r;
+}
+
+int ferry_vmm_userfaultfd(struct ferry_guest *guest, int *uffd, struct ferry_error *err)
+{
+	struct ferry_vmm *v = ferry_vmm_of(guest);
+
+	return make_userfaultfd(v, &v->vmm, uffd, err);
+}
+
+int ferry_vmm_member(struct ferry_guest *guest, unsigned int which, const struct ferry_ram *ram,
+		     uint64_t *addrs, pid_t *pid, int *uffd, struct ferry_error *err)
+{
+	struct ferry_vmm *v = ferry_vmm_of(guest);
+	struct ferry_ram own; /* in the VMM's order, in which the members' addresses are */
+	unsigned int i;
+	int r;
+
+	if (which >= v->n_members)
+		return -ENOENT;
+	ferry_ram_init(&own);
+	r = ferry_vmm_describe(guest, &own, err);
+	memset(addrs, 0, ram->count * sizeof(*addrs));
+	for (i = 0; !r && i < own.count; i++) {
+		int at = ferry_ram_find(ram, own.blocks[i].name);
+
+		if (at >= 0)
+			addrs[at] = v->members[which].addrs[i];
+	}
+	ferry_ram_free(&own);
+	*pid = v->members[which].pid;
+	return r ? r : make_userfaultfd(v, &v->members[which], uffd, err);
 }
 
 /* ---- tracked views ---- */
