@@ -384,6 +384,7 @@ def member(lab, target):
                                stdout=subprocess.PIPE, text=True)
     lab.on_close(process.kill)
     check_equal(process.stdout.readline(), "joined\n", "what a member says")
+    target.before = target.traces()  # with the member's connection
     return process
 
 
