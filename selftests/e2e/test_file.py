@@ -216,6 +216,8 @@ def live(lab, kind, options):
         if not vmm.have_kvm():
             raise Skip("/dev/kvm is not there or not ours to use")
         lab.shape += ("--tracker-log", "log")
+    if "--record" in options:  # however short it is, something is touched meanwhile
+        lab.work += ("--dirty-rate", "max")
     guest = lab.guest_of(kind)
     result = saved(lab.save(guest, "--live", *options), guest, mode="save-live")
     check(result["rounds"] >= 2, "no rounds: %s", result)

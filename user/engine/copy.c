@@ -362,7 +362,11 @@ int ferry_copy_round(struct ferry_copy *copy, struct ferry_error *err)
 
 static int copy_collect_now(struct ferry_copy *copy, struct ferry_error *err)
 {
-	return copy->dirty->ops->collect(copy->dirty, &copy->pending, err);
+	int r = copy->dirty->ops->collect(copy->dirty, &copy->pending, err);
+
+	if (!r && copy->collected)
+		copy->collected(copy->collected_ctx);
+	return r;
 }
 
 /* No DMA is in flight: suspects that differ from what was sent become pending. */

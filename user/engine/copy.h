@@ -70,6 +70,8 @@ struct ferry_copy {
 	uint64_t sampled_pages;
 	double wire_share;     /* bytes on the wire for a byte of memory, in the last round */
 	uint64_t collected_ns; /* when the last look was taken */
+	void (*collected)(void *ctx); /* after each look, if not NULL: pages are pending */
+	void *collected_ctx;
 };
 
 /** ferry_copy_init() - bitmaps and an empty state; @copy is zeroed here. */

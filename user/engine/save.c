@@ -219,21 +219,6 @@ static int save_prepare(struct save *s, struct ferry_error *err)
 	return r ? r : ferry_job_move(s->job, FERRY_STATE_ACTIVE, err);
 }
 
-static int save_track(struct save *s, struct ferry_error *err)
-{
-	if (s->job->options.record) {
-		if (ferry_bitmap_init(&s->touched, &s->ram))
-			return ferry_error_set(err, ENOMEM, "no memory for the order of first touch");
-		s->recording = true;
-	}
-	return ferry_copy_track(&s->copy, err);
-}
-
-static int save_bulk(struct save *s, struct ferry_error *err)
-{
-	return s->copy.tracker ? ferry_copy_bulk(&s->copy, err) : 0;
-}
-
 /* One more page that the guest has touched. Return: false when there is no more room. */
 static bool remember(struct save *s, unsigned int block, uint64_t page)
 {
@@ -252,16 +237,34 @@ static bool remember(struct save *s, unsigned int block, uint64_t page)
 	return true;
 }
 
-/* What was just collected and never before: touched in this round for the first time. */
-static void record_touched(struct save *s)
+/* What is pending and never was before: touched since the last look for the first time. */
+static void record_touched(void *ctx)
 {
 	struct ferry_bitmap_run run = { 0 };
+	struct save *s = ctx;
 	uint64_t i;
 
 	while (s->recording && ferry_bitmap_next_run(&s->copy.pending, &run, 0))
 		for (i = run.first_page; s->recording && i < run.first_page + run.pages; i++)
 			if (!ferry_bitmap_test(&s->touched, run.block, i))
 				s->recording = remember(s, run.block, i);
+}
+
+static int save_track(struct save *s, struct ferry_error *err)
+{
+	if (s->job->options.record) {
+		if (ferry_bitmap_init(&s->touched, &s->ram))
+			return ferry_error_set(err, ENOMEM, "no memory for the order of first touch");
+		s->recording = true;
+		s->copy.collected = record_touched;
+		s->copy.collected_ctx = s;
+	}
+	return ferry_copy_track(&s->copy, err);
+}
+
+static int save_bulk(struct save *s, struct ferry_error *err)
+{
+	return s->copy.tracker ? ferry_copy_bulk(&s->copy, err) : 0;
 }
 
 /*
@@ -280,7 +283,6 @@ static int save_iterate(struct save *s, struct ferry_error *err)
 		r = ferry_copy_collect(&s->copy, err);
 		if (r)
 			return r;
-		record_touched(s);
 		v = ferry_copy_decide(&s->copy);
 		if (v.stalled)
 			ferry_log_warn("%s: the guest writes faster than its memory can be saved; it is "
