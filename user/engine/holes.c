@@ -18,7 +18,8 @@
  * counts must be the same then, or the block is walked over each time. (They differ when
  * somebody allocates pages without writing, by fallocate(2), or while much is allocated.) What
  * might make them differ later is kept out: a file that does not belong to one block alone, and
- * one whose end may lie within a huge page.
+ * one whose end may lie within a huge page. Only who punches pages between the walk and the stop and
+ * allocates exactly as many, still without writing, would pass unseen: no VMM known does.
  */
 #include "engine/holes.h"
 
