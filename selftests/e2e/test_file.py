@@ -366,6 +366,41 @@ def lazy_disk_error(lab, kind):
 
 
 @test(timeout=40)
+def read_error(lab):
+    """While all is read nothing has begun: the VMM waits on, with empty memory."""
+    guest = lab.guest()
+    saved(lab.save(guest), guest)
+    guest.qemu.kill()
+    target = lab.destination()
+    restore = lab.restore(target, fault="file-read:fail").finish().check_code(1)
+    check("reading %s: Input/output error" % lab.path() in restore.result["error"], "the error: %s",
+          restore.result["error"])
+    check_equal(target.allocated(), 0, "memory that is left")
+    restored(lab.restore(target), guest, target)
+    restored_vmm(guest, target)
+
+
+if LONG:
+    @test(timeout=60)
+    def load_error(lab):
+        """The file fails while device state is loaded, which waits for memory: it never ran."""
+        guest = lab.qemu_guest()
+        saved(lab.save(guest), guest)
+        guest.qemu.kill()
+        target = lab.qemu_destination("second")
+        restore = lab.restore(target, "--lazy", fault="file-read:fail").finish().check_code(1)
+        check_equal((restore.result["event"], restore.result["guest"]), ("failed", "none"),
+                    "the result")
+        check("Input/output error" in restore.result["error"], "the error: %s",
+              restore.result["error"])
+        check(not target.alive() or not target.running(), "it runs")
+        lab.check_no_ferry()
+        target = lab.qemu_destination("third")
+        restored(lab.restore(target, "--lazy"), guest, target)
+        restored_qemu(guest, target)
+
+
+@test(timeout=40)
 def lazy_file_lost(lab):
     """It never can be read again: the VMM is ended by hand, and another restore may follow."""
     guest = lab.guest()
