@@ -125,7 +125,9 @@ class Trial:
         """One owner, a good guest, nothing of ferry left."""
         if wanted == "S":
             if self.stage in ("cpr-attach", "cpr-check"):
-                self.heir.check_clean()  # not touched: it may be used again
+                # Not touched: it may be used again.
+                self.heir.before = getattr(self.heir, "untouched", self.heir.before)
+                self.heir.check_clean()
             else:
                 check_equal(self.heir.alive(), False, "the new VMM lives")
             check_equal(os.path.getsize(self.heir.serial), 0, "bytes the new VMM's guest printed")

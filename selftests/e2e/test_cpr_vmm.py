@@ -29,6 +29,7 @@ class CprLab(VmmLab):
     def heir(self, source, name="new", *args):
         heir = self.vmm("%s-%d" % (name, len(self.qemus)), "--engine", self.engine, *self.shape,
                         "--adopt", *args, incoming=True).started()
+        heir.untouched = dict(heir.before)
         heir.before["mappings"] = source.before["mappings"]
         heir.before["open files"] = dict(source.before["open files"])
         return heir
