@@ -409,7 +409,7 @@ def too_late_to_cancel(lab):
 @test(timeout=60)
 def forced_back(lab):
     """COMMIT stands, the new VMM died before it ran anything, nobody knows: a person decides."""
-    trial = Trial(lab, "cpr-commit", "stop", guest=lab.boot())
+    trial = Trial(lab, "cpr-commit", "stop")
     worker = trial.wait_stopped()
     trial.cpr.process.kill()
     os.kill(worker, signal.SIGKILL)
@@ -476,10 +476,11 @@ def wrong_new_vmm(lab, name):
 @test()
 def wrong_size(lab):
     """The file is the same, and one of the two maps less of it."""
-    guest = lab.boot(mib=128)
-    heir = lab.heir(guest.qemu, mib=96)
-    refused(lab, guest, heir.uri, r"'ram0' has 100663296 bytes in the new VMM, the guest has")
+    guest = lab.guest()
+    heir = lab.heir(guest.qemu, mib=64)
+    refused(lab, guest, heir.uri, r"'ram0' has 67108864 bytes in the new VMM, the guest has")
     guest.check_good()
+    heir.kill()
 
 
 @test()
@@ -530,30 +531,33 @@ def refused_as(lab, guest, heir, program):
 @test(timeout=60)
 def another_migration(lab):
     """One under way, by either of its names, is named."""
-    guest = lab.boot(args=("-qmp", "unix:second.qmp,server=on,wait=off"))
+    guest = lab.boot(args=("-qmp", "unix:second.qmp,server=on,wait=off")) if LONG else lab.guest()
+    names = [guest.qemu.uri] + (["qmp:%s/second.qmp" % guest.qemu.dir] if LONG else [])
     target = lab.destination()
     recv = lab.recv(target)
     send = lab.send(guest.qemu, recv.listening, "--max-bandwidth", "1M")
     send.wait_state("active")
     heir = lab.heir(guest.qemu)
-    for uri in (guest.qemu.uri, "qmp:%s/second.qmp" % guest.qemu.dir):
+    for uri in names:
         run = lab.run("cpr", uri, "--to", heir.uri, "--id", "other").check_code(1)
-        check(re.search(r"vm(, a precopy| of).*under way", run.stderr), "%s", run.stderr)
-    lab.run("cancel", "vm").check_code(0)
+        check(re.search(r"%s(, a precopy| of).*under way" % guest.qemu.id, run.stderr), "%s",
+              run.stderr)
+    lab.run("cancel", guest.qemu.id).check_code(0)
     send.finish()
     recv.finish()
+    heir.kill()
     guest.check_good()
 
 
 # ---------------------------------------------------------------- over and over
 
-@test(timeout=300)
-def back_to_back(lab):
+@test(timeout=300, cases={"25": (25,)} if LONG else {})
+def back_to_back(lab, times):
     """One guest under load through many QEMUs: nothing is lost, nothing is left."""
     guest = lab.boot()
     first = guest.qemu
     paths = list(first.ram_paths)
-    for _ in range(25 if LONG else 4):
+    for _ in range(times):
         old = guest.qemu
         heir = lab.heir(old)
         hand_over(lab, guest, heir)
