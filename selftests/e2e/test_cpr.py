@@ -331,6 +331,15 @@ def systemd_units(lab):
 
 # ---------------------------------------------------------------- faults
 
+@test()
+def the_table_has_every_stage(lab):
+    """A stage added to ferry and not to the table above would go untested."""
+    listed = [line.split()[0] for line in lab.run("doctor", "--fault-points").stdout.splitlines()
+              if line.split()[1] == "cpr"]
+    # With --exec: test_cpr_vmm.py.
+    check_equal([s for s in listed if s != "cpr-exec"], [row[0] for row in ROWS], "the stages")
+
+
 @test(cases=column(1))
 def kill_worker(lab, stage, wanted):
     Trial(lab, stage, "kill").judge(wanted)

@@ -132,6 +132,30 @@ def upgrades_itself(lab):
     check("errors=0" in cpr.stderr.splitlines()[-1], "%s", cpr.stderr[-400:])
 
 
+@test(timeout=60, cases={"kill": ("kill",), "fail": ("fail",)})
+def exec_stage(lab, fault):
+    """What --exec has started ends when it is not needed, and so does its socket."""
+    guest = lab.guest()
+    name = guest.qemu.port
+    run = lab.run("cpr", "port:" + name, "--exec", "--", FERRY_VMM, "--engine", lab.engine,
+                  *lab.shape, "--incoming", "--adopt", "--port", name, fault="cpr-exec:" + fault)
+    run.check_code(1)
+    left = [p for p in os.listdir("/proc") if p.isdigit() and
+            (b"--adopt\0--port\0%s\0" % name.encode()) in read_bytes("/proc/%s/cmdline" % p)]
+    check_equal(left, [], "processes left")
+    check_equal([n for n in os.listdir(guest.qemu.dir) if ".cpr-" in n], [], "sockets left")
+    guest.check_good()
+    guest.qemu.check_clean()
+
+
+def read_bytes(path):
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError:
+        return b""
+
+
 def is_running(pid, binary):
     try:
         return os.readlink("/proc/%d/exe" % pid) == binary
