@@ -300,7 +300,7 @@ def cpu_max_throttles(lab, how):
                     "--on-stall", "throttle")
     event = send.wait_event(lambda e: e["event"] == "progress" and e["throttle"] >= 20, 40,
                             "it is throttled")
-    check("will not converge; throttling guest" in event["stall"], "progress: %s", event)
+    check("throttling guest %d %%" % event["throttle"] in event["stall"], "progress: %s", event)
     limit = group.limit()
     check(re.fullmatch(r"\d+ 100000", limit), "cpu.max is %s", limit)
     felt = group.throttled()
