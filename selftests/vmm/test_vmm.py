@@ -2,6 +2,7 @@
 """ferry-vmm without ferry: options, work, damaged memory, damaged and hostile states."""
 import os
 import random
+import re
 import struct
 import sys
 import time
@@ -89,7 +90,7 @@ def help_names_every_option(lab):
     run = subprocess.run([vmm.FERRY_VMM, "--help"], stdout=subprocess.PIPE, text=True)
     check_equal(run.returncode, 0, "exit status")
     page = open(os.path.join(vmm.ROOT, "Documentation", "man", "ferry-vmm.1")).read()
-    options = [w for w in run.stdout.split() if w.startswith("--") and len(w) > 3]
+    options = re.findall(r"--[a-z][a-z-]+", run.stdout)
     check(len(options) >= 16, "%d options", len(options))
     for option in set(options) - {"--help"}:
         check(option[2:].replace("-", "\\-") in page, "the man page lacks %s", option)
