@@ -133,7 +133,6 @@ def by_qemu(source, target, delay_us, preempt):
     try:
         port = relayed(port, delay_us, tools)
         # All of it after the guest: the switch is asked for before there was anything to send.
-        source.monitor.command("migrate-pause") if False else None
         source.monitor.command("migrate-set-parameters", max_bandwidth=1)
         source.monitor.command("migrate", uri="tcp:127.0.0.1:%d" % port)
         wait_until(lambda: source.monitor.command("query-migrate").get("status") == "active",
