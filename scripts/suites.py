@@ -41,7 +41,7 @@ E2E_PART = {
                  'lacks-kill', 'start-kill', 'under_way/recv', 'link_cut', 'no_page_is_torn'],
     'postcopy_recover': ['paused_by', 'another_address', 'answered-worker', 'told-worker',
                          'under_way/recv', 'run-accepted', 'commit-send', 'load-recv', 'destination-dead',
-                         'spill_errors', 'released', 'further'],
+                         'spill_errors', 'released', 'further_process_waits_too/lives'],
     'postcopy_peers': ['out_of_order', 'channels', 'nobody_lacks', 'not-told'],
     'faults': ['kill_', 'the_table_has_every_stage', 'cut_link_for_a_moment',
                'cut_link/bulk', 'cut_link/commit', 'fail/package', 'fail/run'],
