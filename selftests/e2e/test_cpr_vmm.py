@@ -65,11 +65,14 @@ def ram_hash(pid):
     folder = "/proc/%d/fd" % pid
     for name in sorted(os.listdir(folder), key=int):
         path = os.path.join(folder, name)
-        if "memfd:ferry-vmm-ram" not in os.readlink(path) or os.stat(path).st_ino in seen:
-            continue
-        seen.add(os.stat(path).st_ino)
-        with open(path, "rb") as file:
-            digest.update(file.read())
+        try:
+            if "memfd:ferry-vmm-ram" not in os.readlink(path) or os.stat(path).st_ino in seen:
+                continue
+            with open(path, "rb") as file:
+                seen.add(os.fstat(file.fileno()).st_ino)
+                digest.update(file.read())
+        except FileNotFoundError:
+            continue    # closed meanwhile: a copy, for the agent, of one that stays open
     check(seen, "pid %d has no RAM", pid)
     return digest.hexdigest()
 

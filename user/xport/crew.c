@@ -77,6 +77,16 @@ int ferry_crew_result(const struct ferry_crew *crew, struct ferry_error *err)
 	return -crew->err.errnum;
 }
 
+int ferry_crew_why(struct ferry_crew *crew, struct ferry_error *err)
+{
+	int r;
+
+	pthread_mutex_lock(&crew->lock);
+	r = ferry_crew_result(crew, err);
+	pthread_mutex_unlock(&crew->lock);
+	return r;
+}
+
 int ferry_crew_wait(struct ferry_crew *crew, uint64_t deadline_ns)
 {
 	struct timespec ts = {

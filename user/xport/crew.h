@@ -42,6 +42,9 @@ void ferry_crew_abort(struct ferry_crew *crew);
 /** ferry_crew_result() - (locked) the first error, copied to @err; 0 while there is none. */
 int ferry_crew_result(const struct ferry_crew *crew, struct ferry_error *err);
 
+/** ferry_crew_why() - the same, for callers that do not hold the lock. */
+int ferry_crew_why(struct ferry_crew *crew, struct ferry_error *err);
+
 /** ferry_crew_wait() - (locked) until something changed. Return: 0 or -ETIMEDOUT. */
 int ferry_crew_wait(struct ferry_crew *crew, uint64_t deadline_ns);
 

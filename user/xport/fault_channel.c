@@ -173,12 +173,7 @@ err_free:
 
 int ferry_page_server_why(struct ferry_page_server *s, struct ferry_error *err)
 {
-	int r;
-
-	pthread_mutex_lock(&s->crew.lock);
-	r = ferry_crew_result(&s->crew, err);
-	pthread_mutex_unlock(&s->crew.lock);
-	return r;
+	return ferry_crew_why(&s->crew, err);
 }
 
 void ferry_page_server_stats(struct ferry_page_server *s, struct ferry_page_server_stats *stats)

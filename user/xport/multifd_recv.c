@@ -277,7 +277,7 @@ static int write_pages(struct channel *ch, unsigned int index, uint64_t first, u
 				    (off_t)(block->fd_off_bytes + (first << FERRY_PAGE_SHIFT)));
 		pthread_mutex_unlock(writing);
 	}
-	return r ? fail(ch, -r, "writing to memory block '%s': %s", block->name, strerror(-r)) : 0;
+	return r ? cannot_write(ch, block, r) : 0;
 }
 
 static int load_normal(struct channel *ch, const struct ferry_wire_extent *e, const uint8_t *data)
@@ -330,13 +330,21 @@ static int load_extent(struct channel *ch, const struct ferry_wire_extent *e, co
 	return data ? load_normal(ch, e, data) : load_zero(ch, e);
 }
 
-/* May data go into the memory file unseen? */
+/* May the packet's data go into the memory file unseen, and is it worth it? */
 static bool may_splice(const struct channel *ch)
 {
 	const struct ferry_multifd_recv *pool = ch->pool;
+	unsigned int i;
 
-	return !ch->compress && !pool->checksum && ch->splice.room_bytes &&
-	       !__atomic_load_n(&pool->sink, __ATOMIC_ACQUIRE);
+	if (ch->compress || pool->checksum || !ch->splice.room_bytes ||
+	    __atomic_load_n(&pool->sink, __ATOMIC_ACQUIRE))
+		return false;
+	/* One small extent, and all of the packet is sooner read in one go. */
+	for (i = 0; i < ch->packet.extents; i++)
+		if (ch->extents[i].kind == FERRY_WIRE_EXTENT_NORMAL &&
+		    ch->extents[i].pages < SPLICE_MIN_PAGES)
+			return false;
+	return true;
 }
 
 static int splice_pages(struct channel *ch, const struct ferry_wire_extent *e)
@@ -355,37 +363,20 @@ static int splice_pages(struct channel *ch, const struct ferry_wire_extent *e)
 	return 0;
 }
 
-/* The data of a packet, extent by extent, straight from the socket. */
-static int splice_data(struct channel *ch)
+static int move_data(struct channel *ch)
 {
+	bool splice = may_splice(ch);
 	unsigned int i;
-	int r = 0;
+	int r = splice ? 0 : read_data(ch);
 
 	for (i = 0; !r && i < ch->packet.extents; i++) {
 		const struct ferry_wire_extent *e = &ch->extents[i];
 
-		if (e->kind != FERRY_WIRE_EXTENT_NORMAL) {
-			r = load_zero(ch, e);
-			continue;
-		}
-		r = e->pages < SPLICE_MIN_PAGES ? read_more(ch, ch->buffer, e->data_bytes) :
-						  splice_pages(ch, e);
-		if (!r && e->pages < SPLICE_MIN_PAGES)
-			r = load_normal(ch, e, ch->buffer);
+		if (splice && e->kind == FERRY_WIRE_EXTENT_NORMAL)
+			r = splice_pages(ch, e);
+		else
+			r = load_extent(ch, e, splice ? NULL : ch->data[i]);
 	}
-	return r;
-}
-
-static int move_data(struct channel *ch)
-{
-	unsigned int i;
-	int r;
-
-	if (may_splice(ch))
-		return splice_data(ch);
-	r = read_data(ch);
-	for (i = 0; !r && i < ch->packet.extents; i++)
-		r = load_extent(ch, &ch->extents[i], ch->data[i]);
 	return r;
 }
 
@@ -583,12 +574,7 @@ void ferry_multifd_recv_sink(struct ferry_multifd_recv *pool,
 
 int ferry_multifd_recv_why(struct ferry_multifd_recv *pool, struct ferry_error *err)
 {
-	int r;
-
-	pthread_mutex_lock(&pool->crew.lock);
-	r = ferry_crew_result(&pool->crew, err);
-	pthread_mutex_unlock(&pool->crew.lock);
-	return r;
+	return ferry_crew_why(&pool->crew, err);
 }
 
 void ferry_multifd_recv_stats(struct ferry_multifd_recv *pool,
