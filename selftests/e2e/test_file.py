@@ -332,8 +332,11 @@ def cancelled(lab):
         guest.check_good()
 
 
-@test(timeout=60, cases={s: (s,) for s in (("pages", "load", "run-accepted", "start", "lazy-read")
-                                          if LONG else ("load", "run-accepted", "lazy-read"))})
+KILLED_LAZY = ("opened", "pages", "load", "run-accepted", "start", "lazy-read")
+
+
+@test(timeout=60, cases={s: (s,) for s in (KILLED_LAZY if LONG else
+                                          ("load", "run-accepted", "lazy-read"))})
 def kill_lazy(lab, stage):
     """The worker of a restore dies: before the guest is started nothing has happened; from
     then on another one goes on."""
@@ -342,7 +345,7 @@ def kill_lazy(lab, stage):
     guest.qemu.kill()
     target = lab.destination()
     restore = lab.restore(target, "--lazy", fault=stage + ":kill").finish()
-    if stage in ("pages", "load"):
+    if stage in ("opened", "pages", "load"):
         restore.check_code(1)
         check(not target.alive() or target.status() != "running", "it runs")
         lab.check_no_ferry()
