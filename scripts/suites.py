@@ -310,7 +310,8 @@ def main():
     os.makedirs(LOGS, exist_ok=True)
     tap.die_tidily()
     end = time.monotonic() + (TOTAL_SECONDS if not args.long else 1e9)
-    everything = run_all(suites, max(1, args.jobs), end, LONG_FACTOR if args.long else 1, env)
+    factor = (LONG_FACTOR if args.long else 1) * max(1, args.jobs) # they share the processors
+    everything = run_all(suites, max(1, args.jobs), end, factor, env)
     count = count_of(everything)
     print('%d passed, %d failed, %d skipped'
           % (count[tap.PASSED], count[tap.FAILED], count[tap.SKIPPED]))

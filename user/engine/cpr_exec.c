@@ -98,6 +98,8 @@ static int make_argv(struct ferry_cpr *c, struct launch *l)
 	static_assert(EXEC_SOCKET == 3, "it is in the words above");
 	while (c->job->command[n])
 		n++;
+	if (!n)
+		return -EINVAL;
 	l->argv = calloc(n + EXEC_MORE_ARGS + 1, sizeof(char *));
 	for (i = 0; l->argv && i < n + (qmp ? EXEC_MORE_ARGS : 0); i++) {
 		l->argv[i] = i < n ? expand(c, c->job->command[i]) : strdup(monitor[i - n]);

@@ -234,11 +234,13 @@ int ferry_ram_write(const struct ferry_ram_block *block, uint64_t first, uint64_
 		    const uint8_t *data)
 {
 	size_t bytes = (size_t)pages << FERRY_PAGE_SHIFT;
-	uint8_t *at = block->map + (first << FERRY_PAGE_SHIFT);
+	if (block->map) {
+		uint8_t *at = block->map + (first << FERRY_PAGE_SHIFT);
 
-	if (block->map && !madvise(at, bytes, MADV_POPULATE_WRITE)) {
-		memcpy(at, data, bytes);
-		return 0;
+		if (!madvise(at, bytes, MADV_POPULATE_WRITE)) {
+			memcpy(at, data, bytes);
+			return 0;
+		}
 	}
 	return ferry_io_pwrite(block->fd, data, bytes,
 			       (off_t)(block->fd_off_bytes + (first << FERRY_PAGE_SHIFT)));
