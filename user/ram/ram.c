@@ -234,6 +234,7 @@ int ferry_ram_write(const struct ferry_ram_block *block, uint64_t first, uint64_
 		    const uint8_t *data)
 {
 	size_t bytes = (size_t)pages << FERRY_PAGE_SHIFT;
+
 	if (block->map) {
 		uint8_t *at = block->map + (first << FERRY_PAGE_SHIFT);
 
