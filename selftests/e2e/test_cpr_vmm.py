@@ -143,12 +143,30 @@ def exec_stage(lab, fault):
     run = lab.run("cpr", "port:" + name, "--exec", "--", FERRY_VMM, "--engine", lab.engine,
                   *lab.shape, "--incoming", "--adopt", "--port", name, fault="cpr-exec:" + fault)
     run.check_code(1)
-    left = [p for p in os.listdir("/proc") if p.isdigit() and
-            (b"--adopt\0--port\0%s\0" % name.encode()) in read_bytes("/proc/%s/cmdline" % p)]
-    check_equal(left, [], "processes left")
+    check_equal(adopting(name), [], "processes left")
     check_equal([n for n in os.listdir(guest.qemu.dir) if ".cpr-" in n], [], "sockets left")
     guest.check_good()
     guest.qemu.check_clean()
+
+
+@test(timeout=60)
+def exec_of_a_script(lab):
+    """A script that does not become the VMM is refused, and what it started ends with it."""
+    guest = lab.guest()
+    name = guest.qemu.port
+    run = lab.run("cpr", "port:" + name, "--exec", "--", "sh", "-c", '"$@"; true', "sh", FERRY_VMM,
+                  "--engine", lab.engine, *lab.shape, "--incoming", "--adopt", "--port", name)
+    run.check_code(1)
+    check("'sh' started the VMM as another process" in run.stderr, "it says: %s", run.stderr)
+    wait_until(lambda: not adopting(name), 5, "the new VMM ends")
+    guest.check_good()
+    guest.qemu.check_clean()
+
+
+def adopting(name):
+    """The processes that were started to adopt the guest of this name."""
+    return [p for p in os.listdir("/proc") if p.isdigit() and
+            (b"--adopt\0--port\0%s\0" % name.encode()) in read_bytes("/proc/%s/cmdline" % p)]
 
 
 def read_bytes(path):

@@ -65,6 +65,11 @@ static int open_to(struct ferry_cpr *c, struct ferry_error *err)
 {
 	int r = ferry_open_guest(c->job, FERRY_GUEST_DESTINATION, &c->to, err);
 
+	/* It is the process of the command that is ended before the old VMM goes on. */
+	if (r == -ESTALE && c->job->command)
+		return ferry_error_set(err, EINVAL, "'%s' started the VMM as another process: give "
+				       "the VMM's own command, or let a script 'exec' it",
+				       c->job->command[0]);
 	if (r) {
 		ferry_error_prefix(err, "the new VMM");
 		return r;

@@ -155,6 +155,9 @@ static int end_process(int pidfd, pid_t pid, uint64_t start, unsigned int timeou
 {
 	if (ferry_proc_start(pid) != start)
 		return 0;
+	/* One that leads a session has what it started with it: a script its VMM. */
+	if (getsid(pid) == pid)
+		kill(-pid, SIGKILL);
 	if (syscall(SYS_pidfd_send_signal, pidfd, SIGKILL, NULL, 0) && errno != ESRCH)
 		return ferry_error_set(err, errno, "ending pid %d: %s; end it by hand", (int)pid,
 				       strerror(errno));
