@@ -4,6 +4,7 @@
 
 Started by scripts/demo, which installs and builds first.
 """
+import contextlib
 import os
 import platform
 import subprocess
@@ -130,17 +131,32 @@ def snapshot(lab):
     target.check_clean()
 
 
-def with_the_module():
-    """Its own proofs are in selftests/hosted/demo.py."""
+def prepare_module(lab):
+    """Build what the act with the module needs, beside the acts before it."""
     if "--without-module" in sys.argv[1:]:
+        return None
+    run = subprocess.Popen([os.path.join(ROOT, "selftests", "hosted", "demo.sh"), "--wait"],
+                           stdin=subprocess.PIPE, text=True)
+
+    def end():
+        with contextlib.suppress(OSError):
+            run.stdin.close()   # no word: it ends
+        run.wait()
+    lab.on_close(end)
+    return run
+
+
+def with_the_module(run):
+    """Its own proofs are in selftests/hosted/demo.py."""
+    if not run:
         step(9, "NOT SHOWN, as --without-module asks: the same with the kernel module.")
         return
     step(9, "The same in a virtual machine with Debian 12's own kernel, with ferry's module, which\n"
          "      sees every writer of guest RAM. All is emulated, the guest even twice; a minute.")
-    sys.stdout.flush()
-    run = subprocess.run([os.path.join(ROOT, "selftests", "hosted", "demo.sh")],
-                         stdin=subprocess.DEVNULL)
-    check(run.returncode == 0, "the act with the kernel module failed, as said above; "
+    with contextlib.suppress(OSError):
+        run.stdin.write("go\n")
+        run.stdin.close()
+    check(run.wait() == 0, "the act with the kernel module failed, as said above; "
           "`scripts/demo --without-module` leaves it out")
     proved("every page was told by the module; no lost write, nothing left in it")
 
@@ -219,12 +235,13 @@ def main():
         print("demo: cannot run here: %s" % reason, file=sys.stderr)
         return 1
     try:
+        module = prepare_module(lab)
         guest = start_guest(lab)
         prove(lab, guest, *migrate(lab, guest))
         go_back(lab, guest)
         newer_qemu(lab, guest)
         snapshot(lab)
-        with_the_module()
+        with_the_module(module)
     except Failed as error:
         print("\ndemo: FAILED: %s\n%s" % (error, lab.diagnostics()), file=sys.stderr)
         return 1

@@ -4,6 +4,8 @@
 # The act of scripts/demo with the kernel module: demo.py inside a virtual machine with
 # Debian 12's own kernel, because this machine's kernel is nobody's to load modules into.
 # What it says is shown as it comes. Exit status: 0 if it was shown and every proof held.
+#
+#   selftests/hosted/demo.sh [--wait]     wait: when all is built, for a line on standard input
 set -u
 cd "$(dirname "$0")/../.." || exit 1
 limit=180
@@ -19,6 +21,10 @@ prepare_kernel standard > "$work/why" ||
 	die "the module cannot be shown here: $(cat "$work/why")"
 prepare_machine standard FERRY_TEST_SLOW=5 demo.py > "$work/log" 2>&1 ||
 	die 'the module or its machine cannot be built' "$work/log"
+if [ "${1:-}" = --wait ]; then
+	read -r _ || exit 1 # nobody wants it any more
+	exec < /dev/null
+fi
 : > "$work/serial"
 mkfifo "$work/lines"
 sed -u -n 's/\r$//; s/^DEMO /      /p' < "$work/lines" &
