@@ -309,7 +309,8 @@ static int control_take_reply(const char *id, const char *line, struct json_obje
 		*ret = json_object_get(value);
 		r = 0;
 	} else if (reply && json_object_object_get_ex(reply, "error", &value) &&
-		   json_object_is_type(value, json_type_string)) {
+		   json_object_is_type(value, json_type_string) &&
+		   *json_object_get_string(value)) {
 		const char *text = json_object_get_string(value);
 		struct json_object *number = NULL;
 		int errnum = EREMOTEIO;
