@@ -18,6 +18,11 @@
 
 #define GIB (1ULL << 30)
 #define HOLE (2ULL << 20) /* at least, between two blocks in the guest */
+/*
+ * RAM to come. Nothing is mapped there before it: KVM, which knows the place, would walk all of it
+ * when that went, and the guest would stand still for so long.
+ */
+#define PLACE (32ULL << 40)
 
 static int create_block(struct vmm *vmm, unsigned int i)
 {
@@ -25,12 +30,14 @@ static int create_block(struct vmm *vmm, unsigned int i)
 	void *host;
 	char path[4096];
 
-	if (vmm->opt.adopt) { /* only the place for it */
+	if (vmm->opt.adopt) { /* only the place for it, where nothing else comes */
 		vmm->ram_fd[i] = -1;
-		host = mmap(NULL, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1,
-			    0);
+		host = mmap((void *)(uintptr_t)(PLACE + vmm->guest.block[i].addr), bytes, PROT_NONE,
+			    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE, -1, 0);
 		snprintf(path, sizeof(path), "a place for %llu bytes of RAM",
 			 (unsigned long long)bytes);
+		if (host != MAP_FAILED)
+			munmap(host, bytes);
 		goto mapped;
 	}
 	if (vmm->opt.ram_file) {
@@ -66,7 +73,7 @@ int ram_adopt(struct vmm *vmm, const char *name, int fd, uint64_t offset, uint64
 	if (fd < 0)
 		return 0;
 	*addr = mmap((void *)(uintptr_t)vmm->host.block[i].addr, bytes, PROT_READ | PROT_WRITE,
-		     MAP_SHARED | MAP_FIXED, fd, (off_t)offset);
+		     MAP_SHARED | MAP_FIXED_NOREPLACE, fd, (off_t)offset);
 	vmm->ram_fd[i] = fcntl(fd, F_DUPFD_CLOEXEC, 0);
 	return *addr == MAP_FAILED || vmm->ram_fd[i] < 0 ?
 	       vmm_error(vmm, errno, "cannot map the guest's %s: %m", name) : 0;
@@ -79,10 +86,10 @@ int ram_create(struct vmm *vmm)
 	int r;
 
 	for (i = 0; i < vmm->opt.blocks; i++) {
+		vmm->guest.block[i].addr = i ? (end + 2 * HOLE - 1) / HOLE * HOLE : 0;
 		r = create_block(vmm, i);
 		if (r)
 			return r;
-		vmm->guest.block[i].addr = i ? (end + 2 * HOLE - 1) / HOLE * HOLE : 0;
 		end = vmm->guest.block[i].addr + vmm->opt.ram[i];
 		vmm->pages += vmm->host.block[i].pages;
 	}
