@@ -183,6 +183,8 @@ static int cpr_prepare(struct ferry_cpr *c, struct ferry_error *err)
 		r = c->to->ops->prepare(c->to, err);
 	if (!r && c->to_ram.count)
 		r = arm(c, err);
+	if (!r && c->to->ops->couple)
+		r = c->to->ops->couple(c->to, c->from, err);
 	return r ? r : ferry_job_move(c->job, FERRY_STATE_ACTIVE, err);
 }
 

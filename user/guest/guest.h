@@ -116,6 +116,14 @@ struct ferry_guest_ops {
 		    struct ferry_error *err);
 
 	/*
+	 * cpr: @guest, a prepared destination, gets ready to load what save() of @old, a
+	 * prepared source, will give, and does so while it comes. While the guest runs: nothing
+	 * is loaded before a save(). load() is asked all the same, and waits for the end of it.
+	 * NULL: load() does it all.
+	 */
+	int (*couple)(struct ferry_guest *guest, struct ferry_guest *old, struct ferry_error *err);
+
+	/*
 	 * Start the guest at the destination. Harmless when it runs already.
 	 * Return: 0; -EIO when it may or may not have run (the VMM died under way);
 	 * any other errno: it certainly did not run and is stopped.

@@ -173,6 +173,8 @@ static void qemu_close(struct ferry_guest *guest)
 	struct ferry_qemu *q = ferry_qemu_of(guest);
 
 	ferry_qmp_close(q->qmp);
+	ferry_io_close(&q->saving);
+	ferry_io_close(&q->loading);
 	ferry_io_close(&q->pidfd);
 	ferry_journal_free(&q->journal);
 	free(q->peers.files);
@@ -249,7 +251,7 @@ static int qemu_open(const struct ferry_guest_open_params *params, struct ferry_
 	q->peers.advice = "end it or detach that device first (vhost-user backend, virtiofsd, "
 			  "ivshmem peer?)";
 	q->timeout_ms = params->timeout_ms;
-	q->pidfd = -1;
+	q->pidfd = q->saving = q->loading = -1;
 	for (i = 0; i < params->n_peers; i++)
 		ferry_peers_allow(&q->peers, params->peers[i]);
 	r = open_filled(q, params, err);
@@ -301,6 +303,7 @@ const struct ferry_guest_ops ferry_guest_qemu = {
 	.resume = ferry_qemu_resume,
 	.save = ferry_qemu_save,
 	.load = ferry_qemu_load,
+	.couple = ferry_qemu_couple,
 	.run = ferry_qemu_run,
 	.announce = qemu_announce,
 	.quit = ferry_qemu_quit,

@@ -22,6 +22,9 @@ struct ferry_qemu {
 	struct ferry_peers peers;
 	bool migrating;		/* a migrate command may be under way */
 	bool loaded;		/* load() succeeded in this process */
+	int saving, loading;	/* our ends of channels that QEMU has for its state, or -1 */
+	struct ferry_qemu *heir; /* loads what save() gives, or NULL */
+	int written;		/* into `loading`: 0 or -errno */
 	bool pid_checked;	/* the pid was seen mapping the RAM */
 	bool viewed;		/* this process has put tracked views in */
 	struct ferry_journal journal;
@@ -76,6 +79,7 @@ int ferry_qemu_save(struct ferry_guest *guest, size_t max, uint8_t **state, size
 		    struct ferry_error *err);
 int ferry_qemu_load(struct ferry_guest *guest, const uint8_t *state, size_t bytes,
 		    struct ferry_error *err);
+int ferry_qemu_couple(struct ferry_guest *guest, struct ferry_guest *old, struct ferry_error *err);
 #define FERRY_QEMU_STATE_FD "ferry-state"
 
 /* qemu_caps.c: migration capabilities and parameters */

@@ -3,12 +3,16 @@
  * Device state: QEMU's own migration stream without the shared RAM.
  *
  * Save and load are in the downtime, so each is as few QMP round trips as can
- * be. Save: getfd, migrate, (a thread drains the socket to its end), one
+ * be. Save: migrate, (a thread drains the socket to its end), one
  * query-migrate. QEMU closes its end after it has set the final status, so the
  * end of the stream is the news and nothing is polled meanwhile. The thread is
  * needed because QEMU may write more than a socket buffer before it answers
  * `migrate`. Load: stop (never start by yourself), getfd, migrate-incoming,
  * write, poll query-migrate, query-status.
+ *
+ * Two QEMUs of a cpr are coupled: all of load() up to the write is done while the guest
+ * runs, and the draining thread passes on what comes, so that one loads while the other
+ * saves. What the new one makes of it counts when the old one has told that it was all.
  *
  * A socket pair, not a file: QEMU 11 refuses fd: with a regular file.
  */
@@ -109,6 +113,7 @@ struct drain {
 	uint8_t *buf;
 	uint64_t deadline_ns;
 	int result;
+	struct ferry_qemu *heir; /* gets it too, or NULL */
 };
 
 static int drain_some(struct drain *d)
@@ -135,6 +140,10 @@ static int drain_some(struct drain *d)
 		return 1;
 	if (n < 0)
 		return errno == EINTR || errno == EAGAIN ? 0 : -errno;
+	/* One that stopped reading says why when it is asked to the end; the other must be heard out. */
+	if (d->heir && !d->heir->written)
+		d->heir->written = ferry_io_write(d->heir->loading, d->buf + d->bytes, (size_t)n,
+						  d->deadline_ns);
 	d->bytes += (size_t)n;
 	return 0;
 }
@@ -220,13 +229,17 @@ int ferry_qemu_save(struct ferry_guest *guest, size_t max, uint8_t **state, size
 		    struct ferry_error *err)
 {
 	struct ferry_qemu *q = ferry_qemu_of(guest);
-	struct drain d = { .max = max };
+	struct drain d = { .max = max, .fd = q->saving, .heir = q->heir };
 	pthread_t thread;
 	int r;
 
-	r = give_channel(q, &d.fd, err);
-	if (r)
-		return r;
+	q->saving = -1;
+	q->heir = NULL;
+	if (d.fd < 0) {
+		r = give_channel(q, &d.fd, err);
+		if (r)
+			return r;
+	}
 	d.deadline_ns = ferry_clock_in_ms(q->timeout_ms);
 	q->migrating = true;
 	r = pthread_create(&thread, NULL, drain_main, &d);
@@ -294,27 +307,50 @@ static int assert_stopped(struct ferry_qemu *q, struct ferry_error *err)
 			       (int)q->guest.pid);
 }
 
+/* All of a load up to its first byte. */
+static int load_begin(struct ferry_qemu *q, struct ferry_error *err)
+{
+	/* While it waits for a migration this only clears "start when it has arrived". */
+	int r = ferry_qemu_command(q, "stop", NULL, -1, NULL, err);
+
+	if (!r)
+		r = give_channel(q, &q->loading, err);
+	if (!r)
+		r = start_migration(q, "migrate-incoming", err);
+	if (r)
+		ferry_io_close(&q->loading);
+	return r;
+}
+
+int ferry_qemu_couple(struct ferry_guest *guest, struct ferry_guest *old, struct ferry_error *err)
+{
+	struct ferry_qemu *q = ferry_qemu_of(guest), *source = ferry_qemu_of(old);
+	int r = load_begin(q, err);
+
+	q->written = 0;
+	if (!r)
+		r = give_channel(source, &source->saving, err);
+	if (!r)
+		source->heir = q;
+	return r;
+}
+
 int ferry_qemu_load(struct ferry_guest *guest, const uint8_t *state, size_t bytes,
 		    struct ferry_error *err)
 {
 	struct ferry_qemu *q = ferry_qemu_of(guest);
-	int fd, written, stopped, r;
+	int stopped, r;
 
-	/* While it waits for a migration this only clears "start when it has arrived". */
-	r = ferry_qemu_command(q, "stop", NULL, -1, NULL, err);
-	if (!r)
-		r = give_channel(q, &fd, err);
-	if (r)
-		return r;
-	r = start_migration(q, "migrate-incoming", err);
-	if (r) {
-		close(fd);
-		return r;
+	if (q->loading < 0) {
+		r = load_begin(q, err);
+		if (r)
+			return r;
+		q->written = ferry_io_write(q->loading, state, bytes,
+					    ferry_clock_in_ms(q->timeout_ms));
 	}
-	written = ferry_io_write(fd, state, bytes, ferry_clock_in_ms(q->timeout_ms));
-	shutdown(fd, SHUT_WR);
-	r = load_verdict(q, written, err);
-	close(fd);
+	shutdown(q->loading, SHUT_WR);
+	r = load_verdict(q, q->written, err);
+	ferry_io_close(&q->loading);
 	/* Also after a failed load nobody may run; a QEMU that has gone does not. */
 	stopped = assert_stopped(q, r ? NULL : err);
 	q->loaded = !r && !stopped;
