@@ -6,9 +6,10 @@
  * Bits are set by faults, with the page's folio locked, and by commands; they are cleared
  * by commands only, one at a time. To clear is done in two steps with the protecting of the
  * pages in between: take the bits of a word, then settle which of them stay. The counter
- * follows when settled. Until then it is too high by what was taken, which tells of a
- * watermark early by at most 64 pages; the other way round every sync of a guest with many
- * pinned pages would fall below the watermark and reach it again.
+ * follows later, after 64 pages at most and the word at hand (pass.h), so that words with a
+ * page each do not all touch it. Until then it is too high by what was taken, which tells of
+ * a watermark early by at most 127 pages; the other way round every sync of a guest with
+ * many pinned pages would fall below the watermark and reach it again.
  */
 #include <linux/anon_inodes.h>
 #include <linux/bitops.h>

@@ -80,7 +80,29 @@ static inline unsigned long ferry_bitmap_take(struct ferry_tracker *tracker, uns
 }
 
 /**
- * ferry_bitmap_settle - what became of the bits that were taken
+ * ferry_bitmap_keep - what became of the bits that were taken, to be counted by the caller
+ * @tracker: the tracker
+ * @word: index of a word
+ * @taken: what ferry_bitmap_take() returned
+ * @kept: those that are to be set again; may have bits that were not taken
+ *
+ * Context: tracker->lock held.
+ * Return: what ferry_event_dirty() has to be told.
+ */
+static __always_inline long ferry_bitmap_keep(struct ferry_tracker *tracker,
+					      unsigned long word, unsigned long taken,
+					      unsigned long kept)
+{
+	long change = -(long)hweight_long(taken);
+
+	lockdep_assert_held(&tracker->lock);
+	if (unlikely(kept))
+		change += ferry_bitmap_set(tracker, word, kept);
+	return change;
+}
+
+/**
+ * ferry_bitmap_settle - ferry_bitmap_keep(), and count it
  * @tracker: the tracker
  * @word: index of a word
  * @taken: what ferry_bitmap_take() returned
@@ -88,15 +110,11 @@ static inline unsigned long ferry_bitmap_take(struct ferry_tracker *tracker, uns
  *
  * Context: tracker->lock held.
  */
-static __always_inline void ferry_bitmap_settle(struct ferry_tracker *tracker,
-						unsigned long word, unsigned long taken,
-						unsigned long kept)
+static inline void ferry_bitmap_settle(struct ferry_tracker *tracker, unsigned long word,
+				       unsigned long taken, unsigned long kept)
 {
-	long change = -(long)hweight_long(taken);
+	long change = ferry_bitmap_keep(tracker, word, taken, kept);
 
-	lockdep_assert_held(&tracker->lock);
-	if (unlikely(kept))
-		change += ferry_bitmap_set(tracker, word, kept);
 	if (change)
 		ferry_event_dirty(tracker, change);
 }

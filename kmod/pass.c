@@ -70,42 +70,35 @@ void ferry_pass_hold(struct ferry_pass *pass, unsigned long word)
 }
 
 /**
- * ferry_pass_word - clean pages of a word
+ * ferry_pass_rest - count what became of the words so far, and let others run
  * @pass: the pass
- * @word: a word of its chunk, each once
- * @pages: which
- * @taken: receives those that were dirty
  *
- * Context: tracker->lock held; takes folio locks.
- * Return: 0; or -EINTR on a fatal signal, and then nothing was changed.
+ * Context: tracker->lock held.
  */
-int ferry_pass_word(struct ferry_pass *pass, unsigned long word, unsigned long pages,
-		    unsigned long *taken)
+void ferry_pass_rest(struct ferry_pass *pass)
 {
-	struct ferry_tracker *tracker = pass->tracker;
-	bool late = ferry_broken(FERRY_BROKEN_LATECLEAR);
-	int err;
-
-	*taken = late ? ferry_bitmap_peek(tracker, word) & pages :
-			ferry_bitmap_take(tracker, word, pages);
-	err = ferry_protect_word(tracker, word, *taken, pass->protect, &pass->hold);
-	ferry_broken_widen(FERRY_BROKEN_LATECLEAR);
-	if (late)
-		ferry_bitmap_take(tracker, word, *taken);
-	ferry_bitmap_settle(tracker, word, *taken, err ? *taken : pass->hold.held);
-	if (err)
-		return err;
-	pass->taken += hweight_long(*taken);
-	if (unlikely(pass->hold.held)) {
-		pass->held += hweight_long(pass->hold.held);
-		ferry_pass_hold(pass, word);
-	}
+	if (pass->change)
+		ferry_event_dirty(pass->tracker, pass->change);
+	pass->change = 0;
+	pass->rest = pass->taken + BITS_PER_LONG;
 	cond_resched();
-	return 0;
 }
 
 /**
- * ferry_pass_look_again - the second look, at the end of a chunk
+ * ferry_pass_keep - some pages of a word can be written still
+ * @pass: the pass
+ * @word: the word that it is at, of its chunk, each once
+ *
+ * Context: tracker->lock held.
+ */
+void ferry_pass_keep(struct ferry_pass *pass, unsigned long word)
+{
+	pass->held += hweight_long(pass->hold.held);
+	ferry_pass_hold(pass, word);
+}
+
+/**
+ * ferry_pass_look_again - the end of a chunk, with the second look
  * @pass: the pass
  *
  * Context: tracker->lock held; takes folio locks, and may wait for every CPU.
@@ -115,6 +108,7 @@ void ferry_pass_look_again(struct ferry_pass *pass)
 	struct ferry_tracker *tracker = pass->tracker;
 	unsigned long i, freed = 0;
 
+	ferry_pass_rest(pass);
 	if (!pass->unsure || (!pass->drained && time_before(jiffies, tracker->drain_after)))
 		return;
 	if (!pass->drained)

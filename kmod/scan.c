@@ -220,8 +220,11 @@ int ferry_scan_run(struct ferry_call *call)
 	err = scan_pages(&scan, clear ? &pass : NULL, &next, arg->first_page + arg->npages);
 	if (!err)
 		err = scan_flush(&scan, 0);
-	if (err && clear)
+	if (err && clear) {
+		/* It may have ended in the middle of a chunk. */
+		ferry_pass_rest(&pass);
 		scan_put_back(&scan, arg->first_page, next);
+	}
 	if (!err && clear)
 		ferry_pass_finish(&pass, arg->first_page, next - arg->first_page);
 	mutex_unlock(&tracker->lock);

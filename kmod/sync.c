@@ -186,6 +186,7 @@ static int sync_chunk(struct ferry_pass *pass, unsigned long base, unsigned long
 		      u64 __user *user)
 {
 	struct ferry_tracker *tracker = pass->tracker;
+	const unsigned long *bitmap = tracker->bitmap + base;
 	unsigned long *words = tracker->scratch->words;
 	unsigned long i;
 	int err;
@@ -194,18 +195,18 @@ static int sync_chunk(struct ferry_pass *pass, unsigned long base, unsigned long
 	if (err)
 		return err;
 	for (i = 0; i < n; i++) {
-		unsigned long dirty = ferry_bitmap_peek(tracker, base + i);
-
 		/* Most are clean, and then this loop is all there is. */
-		words[i] = dirty;
-		if (!dirty)
-			continue;
-		err = ferry_pass_word(pass, base + i, ~0UL, &words[i]);
-		if (err) {
-			/* This one is dirty already; the others were taken. */
-			put_back(tracker, base, words, i);
-			return err;
+		unsigned long dirty = READ_ONCE(bitmap[i]);
+
+		if (dirty) {
+			err = ferry_pass_word(pass, base + i, ~0UL, &dirty);
+			if (err) {
+				/* This one is dirty already; the others were taken. */
+				put_back(tracker, base, words, i);
+				return err;
+			}
 		}
+		words[i] = dirty;
 	}
 	ferry_pass_look_again(pass);
 	if (copy_to_user(user, words, n * sizeof(*words))) {
