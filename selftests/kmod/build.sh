@@ -7,8 +7,9 @@
 #   selftests/kmod/build.sh FLAVOUR OUT [MAKE-ARGUMENT...]
 #
 # FLAVOUR is one that headers.sh knows. Useful arguments: C=2 CF=-D__CHECK_ENDIAN__ checks
-# with sparse (the headers of 7.2 lack a script for it); FERRY_BROKEN=1 builds what only the tests load; -C DIR takes the sources
-# from another folder (an absolute path). Exit status 3: headers or compilers cannot be had.
+# with sparse (run.sh says what 7.2 needs beside that); FERRY_BROKEN=1 builds what only the
+# tests load; -C DIR takes the sources from another folder (an absolute path). Exit status 3:
+# headers or compilers cannot be had.
 set -eu
 root=$(cd "$(dirname "$0")/../.." && pwd)
 [ $# -ge 2 ] || { echo "usage: build.sh FLAVOUR OUT [MAKE-ARGUMENT...]" >&2; exit 2; }

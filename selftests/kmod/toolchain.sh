@@ -14,7 +14,7 @@ root=$(cd "$(dirname "$0")/../.." && pwd)
 
 suite=trixie
 # What a module is built with; apt adds what these need.
-packages='gcc-14 make pahole kmod bash dash coreutils findutils sed grep mawk diffutils
+packages='gcc-14 make pahole kmod sparse bash dash coreutils findutils sed grep mawk diffutils
 	base-files libelf1t64 libssl3t64 zlib1g'
 out=$cache/toolchain-$suite
 
@@ -23,7 +23,7 @@ need apt-get dpkg-deb flock unshare mount
 [ $# -gt 0 ] || die "say which command to run"
 lock "toolchain-$suite"
 
-if [ ! -e "$out/complete" ]; then
+if [ ! -e "$out/complete" ] || [ ! -e "$out/usr/bin/sparse" ]; then
 	new=$out.new
 	rm -rf "$new" "$out"
 	mkdir -p "$new"
