@@ -22,6 +22,7 @@ struct write {
 	size_t len;
 	off_t off;
 	unsigned int buffer;
+	bool registered; /* it lies in that buffer */
 };
 
 struct ferry_store_lane {
@@ -103,8 +104,11 @@ static int submit(struct ferry_store_lane *l, unsigned int index)
 	/* There are as many entries as writes, so there is always one. */
 	if (!sqe)
 		return -EIO;
-	io_uring_prep_write_fixed(sqe, l->fd, w->from, (unsigned int)w->len, (uint64_t)w->off,
-				  (int)w->buffer);
+	if (w->registered)
+		io_uring_prep_write_fixed(sqe, l->fd, w->from, (unsigned int)w->len,
+					  (uint64_t)w->off, (int)w->buffer);
+	else
+		io_uring_prep_write(sqe, l->fd, w->from, (unsigned int)w->len, (uint64_t)w->off);
 	sqe->user_data = index;
 	r = io_uring_submit(&l->ring);
 	return r < 0 ? r : 0;
@@ -160,22 +164,28 @@ int ferry_store_lane_buffer(struct ferry_store_lane *l, uint8_t **buf)
 
 int ferry_store_lane_write(struct ferry_store_lane *l, const uint8_t *from, size_t len, off_t off)
 {
+	const uint8_t *buffer = l->memory + (size_t)l->now * FERRY_STORE_EXTENT_BYTES;
 	unsigned int index;
 	int r = l->failed;
 
-	if (!l->direct) {
-		r = ferry_io_pwrite(l->fd, from, len, off);
-		/* The disk begins now, and not when all is to be synced. Advice: it may fail. */
-		if (!r)
-			sync_file_range(l->fd, off, (off_t)len, SYNC_FILE_RANGE_WRITE);
-		return r;
-	}
+	/*
+	 * The disk is not told to begin before all is synced: as a whole that is no faster, and
+	 * each write, for which a guest may be standing still, takes longer.
+	 */
+	if (!l->direct)
+		return ferry_io_pwrite(l->fd, from, len, off);
 	while (!r && !l->spares)
 		r = wait_one(l);
 	if (r)
 		return r;
 	index = l->spare[--l->spares];
-	l->writes[index] = (struct write){ .from = from, .len = len, .off = off, .buffer = l->now };
+	l->writes[index] = (struct write){
+		.from = from,
+		.len = len,
+		.off = off,
+		.buffer = l->now,
+		.registered = from >= buffer && from < buffer + FERRY_STORE_EXTENT_BYTES,
+	};
 	l->busy[l->now]++;
 	r = submit(l, index);
 	if (r)

@@ -11,8 +11,8 @@
 
 /*
  * One channel's way into a file: buffers of an extent each, filled by the caller, and writes
- * out of them. Plain ones are done when they return. Direct ones pass the page cache by:
- * they are queued on an io_uring of the lane's own, from registered buffers, several at a
+ * out of them, or out of memory of the caller's. Plain ones are done when they return. Direct
+ * ones pass the page cache by: they are queued on an io_uring of the lane's own, several at a
  * time, and are known to be done after a flush only. One thread uses a lane.
  */
 struct ferry_store_lane;
@@ -29,7 +29,12 @@ int ferry_store_lane_create(int fd, bool direct, struct ferry_store_lane **out,
 /** ferry_store_lane_buffer() - a free one, page-aligned. May wait. Return: 0 or a write's error. */
 int ferry_store_lane_buffer(struct ferry_store_lane *lane, uint8_t **buf);
 
-/** ferry_store_lane_write() - some pages of that buffer to @off. Return: 0, -errno of any write. */
+/**
+ * ferry_store_lane_write() - some pages of the buffer handed out last, or of other memory, to @off
+ * @from: page-aligned; other memory stays as it is until the next flush
+ *
+ * Return: 0, -errno of any write.
+ */
 int ferry_store_lane_write(struct ferry_store_lane *lane, const uint8_t *from, size_t len,
 			   off_t off);
 

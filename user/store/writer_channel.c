@@ -87,7 +87,7 @@ static const uint8_t *see(struct ferry_store_writer *w, const struct writer_item
 	unsigned int first = 0, pages;
 	uint8_t *at;
 
-	if (!w->params.still || w->params.direct || w->params.partial || !b->map)
+	if (!w->params.still || w->params.partial || !b->map)
 		return NULL;
 	at = b->map + item->extent * FERRY_STORE_EXTENT_BYTES;
 	/* One call instead of a fault for every few pages; faults do it where it is not known. */
@@ -235,13 +235,12 @@ static int write_item(struct writer_channel *ch, struct writer_item *item, bool 
 	const uint8_t *bytes = see(w, item);
 	struct ferry_store_set before, gone;
 	unsigned int i, pages;
-	uint8_t *buf = NULL;
-	int r = 0;
+	uint8_t *buf;
+	/* Also where it stays empty: as many extents may be under way as there are buffers. */
+	int r = ferry_store_lane_buffer(ch->lane, &buf);
 
-	if (!bytes) {
-		r = ferry_store_lane_buffer(ch->lane, &buf);
-		if (!r)
-			r = fetch(w, item, buf);
+	if (!r && !bytes) {
+		r = fetch(w, item, buf);
 		bytes = buf;
 	}
 	if (r)
