@@ -178,6 +178,7 @@ static void qemu_close(struct ferry_guest *guest)
 	ferry_io_close(&q->pidfd);
 	ferry_journal_free(&q->journal);
 	free(q->peers.files);
+	free(q->checked);
 	free(q);
 }
 

@@ -20,6 +20,8 @@ struct ferry_qemu {
 	uint64_t start;		/* with the pid: which process it is */
 	unsigned int major, minor;
 	struct ferry_peers peers;
+	struct ferry_qemu_memory *checked; /* what check() saw, for describe(), which comes next */
+	unsigned int n_checked;
 	bool migrating;		/* a migrate command may be under way */
 	bool loaded;		/* load() succeeded in this process */
 	int saving, loading;	/* our ends of channels that QEMU has for its state, or -1 */

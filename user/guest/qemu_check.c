@@ -106,7 +106,9 @@ static int check_peers(struct ferry_qemu *q, struct ferry_error *err)
 	} else {
 		r = ferry_error_set(err, ENOMEM, "guest RAM list: no memory");
 	}
-	free(list);
+	free(q->checked);
+	q->checked = list;
+	q->n_checked = n;
 	return r;
 }
 
