@@ -87,9 +87,9 @@ static int msr(struct vcpu *vcpu, unsigned long request, uint32_t index, uint64_
 
 int state_create(struct vmm *vmm)
 {
-	/* TSC, TSC_ADJUST, its deadline and Hyper-V's reference count are time; the others are
-	 * old names of KVM's clock. */
-	static const uint32_t not[] = { MSR_TSC, 0x3b, 0x6e0, 0x40000020, 0x11, 0x12 };
+	/* TSC, TSC_ADJUST, its deadline and Hyper-V's run time and reference count are time; the
+	 * others are old names of KVM's clock. */
+	static const uint32_t not[] = { MSR_TSC, 0x3b, 0x6e0, 0x40000010, 0x40000020, 0x11, 0x12 };
 	struct {
 		struct kvm_msr_list head;
 		uint32_t index[MAX_MSRS];
