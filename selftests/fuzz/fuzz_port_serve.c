@@ -3,7 +3,7 @@
  * A live port of libferry and a peer that says anything, descriptors included. Whatever it
  * said: the port answers the next agent, and all the peer had set up is gone.
  *
- * Input: a byte of flags (1 HELLO was said, 2 incoming), then packets, each two bytes
+ * Input: a byte of flags (1 HELLO was said, 2 incoming, 4 without RAM), then packets, each two bytes
  * (length, descriptor) and the body; the header's type is the body's first byte, so that
  * most packets are nearly right.
  */
@@ -29,7 +29,7 @@ static struct {
 	char path[64];
 	uint8_t *ram;
 	int fd, sealed, log, null;
-	int running, logging;
+	int running, logging, quiesced, adopts;
 	unsigned int percent;
 } vmm;
 
@@ -49,6 +49,7 @@ static int do_pause(void *ctx)
 static int do_resume(void *ctx)
 {
 	(void)ctx;
+	must(!vmm.quiesced);
 	vmm.running = 1;
 	return 0;
 }
@@ -117,6 +118,24 @@ static int do_throttle(void *ctx, unsigned int percent)
 	return 0;
 }
 
+static int do_quiesce(void *ctx, int on)
+{
+	(void)ctx;
+	must(vmm.quiesced == !on && !(on && vmm.running));
+	vmm.quiesced = on;
+	return 0;
+}
+
+/* It may be of any size; what does not fit the descriptor the library refuses afterwards. */
+static int do_adopt(void *ctx, struct ferry_port_ram *ram)
+{
+	(void)ctx;
+	must(vmm.adopts && ram->name[0] && strlen(ram->name) <= FERRY_PROTO_MAX_NAME && ram->bytes);
+	if (ram->fd >= 0)
+		ram->addr = vmm.ram;
+	return 0;
+}
+
 static int memory(size_t bytes, int seals)
 {
 	int fd = memfd_create("fuzz", MFD_CLOEXEC | MFD_ALLOW_SEALING);
@@ -125,13 +144,14 @@ static int memory(size_t bytes, int seals)
 	return fd;
 }
 
-static void start(int incoming)
+static void start(int incoming, int adopts)
 {
-	static const struct ferry_port_ops ops = {
+	const struct ferry_port_ops ops = {
 		.struct_size = sizeof(ops), .kind = "fuzz/1",
 		.pause = do_pause, .resume = do_resume, .running = do_running, .save = do_save,
 		.load = do_load, .run = do_run, .quit = do_quit, .dirty_start = do_log,
 		.dirty_stop = do_unlog, .dirty_sync = do_sync, .throttle = do_throttle,
+		.quiesce = do_quiesce, .adopt = adopts ? do_adopt : NULL,
 	};
 	struct ferry_port_ram ram = { .struct_size = sizeof(ram), .name = "ram", .bytes = BYTES };
 
@@ -147,9 +167,11 @@ static void start(int incoming)
 	ram.fd = vmm.fd;
 	ram.addr = vmm.ram;
 	must(!ferry_port_create(&ops, NULL, incoming ? FERRY_PORT_INCOMING : 0, &vmm.port));
-	must(!ferry_port_add_ram(vmm.port, &ram));
+	must(adopts || !ferry_port_add_ram(vmm.port, &ram));
 	must(!ferry_port_listen(vmm.port, vmm.path));
 	vmm.running = !incoming;
+	vmm.quiesced = 0;
+	vmm.adopts = adopts;
 }
 
 static void drain(int sock)
@@ -206,7 +228,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
 	int sock, i;
 
-	start(size && data[0] & 2);
+	start(size && data[0] & 2, size && (data[0] & 6) == 6);
 	sock = ferry_channel_connect(vmm.path);
 	must(sock >= 0);
 	if (size && data[0] & 1)
