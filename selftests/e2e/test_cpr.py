@@ -560,7 +560,7 @@ def another_migration(lab):
 
 # ---------------------------------------------------------------- over and over
 
-@test(timeout=300, cases={"25": (25,)} if LONG else {})
+@test(timeout=300, cases={"100": (100,)} if LONG else {})
 def back_to_back(lab, times):
     """One guest under load through many QEMUs: nothing is lost, nothing is left."""
     guest = lab.boot()
