@@ -670,6 +670,98 @@ static void a_bad_state_ends_the_destination(void **state)
 	vm_stop(&vm);
 }
 
+/* Both are ready; @how is of both but for the waiting. */
+static void start_coupled(struct vm *a, struct vm *b, struct how how, bool ready,
+			  struct ferry_guest **from, struct ferry_guest **to)
+{
+	struct ferry_error err = { 0 };
+
+	vm_start(a, &how);
+	how.incoming = true;
+	vm_start(b, &how);
+	*from = open_guest(a, FERRY_GUEST_SOURCE, NULL, NULL, -1);
+	*to = open_guest(b, FERRY_GUEST_DESTINATION, NULL, NULL, -1);
+	if (ready)
+		OK((*from)->ops->prepare(*from, &err));
+	OK((*to)->ops->prepare(*to, &err));
+	OK((*to)->ops->couple(*to, *from, &err));
+	assert_status(a, "running");
+	assert_status(b, "inmigrate");
+	OK((*from)->ops->pause(*from, &err));
+	copy_ram(a, b);
+	assert_status(b, "inmigrate");
+}
+
+/* One loads while the other saves, and does not start by itself then either. */
+static void coupled(void **state)
+{
+	const struct how how = { .extra = { "-global", "migration.store-global-state=off" } };
+	struct ferry_error err = { 0 };
+	struct ferry_guest *from, *to;
+	uint8_t *blob;
+	struct vm a, b;
+	size_t bytes;
+
+	(void)state;
+	start_coupled(&a, &b, how, true, &from, &to);
+	OK(from->ops->save(from, STATE_MAX, &blob, &bytes, &err));
+	/* What load() is given is not looked at: it has come already. */
+	OK(to->ops->load(to, (const uint8_t *)"nothing", 7, &err));
+	assert_true(bytes > 10000);
+	assert_status(&b, "paused");
+	OK(to->ops->run(to, &err));
+	assert_status(&b, "running");
+	assert_status(&a, "postmigrate");
+	OK(to->ops->undo(to, true, &err));
+	assert_put_back(&b);
+	OK(from->ops->undo(from, false, &err));
+	assert_put_back(&a);
+	free(blob);
+	from->ops->close(from);
+	to->ops->close(to);
+	vm_stop(&a);
+	vm_stop(&b);
+}
+
+/* Whatever becomes of one of two coupled ones, the source goes on. */
+static void coupled_and_failing(void **state)
+{
+	const struct how how = { 0 };
+	struct ferry_error err = { 0 };
+	int what;
+
+	(void)state;
+	for (what = 0; what < 3; what++) {
+		struct ferry_guest *from, *to;
+		uint8_t *blob = NULL;
+		struct vm a, b;
+		size_t bytes;
+
+		start_coupled(&a, &b, how, what != 1, &from, &to);
+		if (what == 0) {
+			/* Nothing was ever sent. */
+		} else if (what == 1) {
+			/* Not prepared: RAM is in the stream, and half of it in the other one. */
+			assert_int_equal(from->ops->save(from, 100000, &blob, &bytes, &err), -EFBIG);
+		} else {
+			kill(b.pid, SIGKILL);
+			OK(from->ops->save(from, STATE_MAX, &blob, &bytes, &err));
+			assert_int_equal(to->ops->load(to, blob, bytes, &err), -EREMOTEIO);
+			assert_non_null(strstr(err.text, "loading device state"));
+		}
+		OK(to->ops->undo(to, false, &err));
+		assert_true(ended(b.pid));
+		OK(from->ops->undo(from, true, &err));
+		assert_status(&a, "running");
+		assert_put_back(&a);
+		free(blob);
+		from->ops->close(from);
+		to->ops->close(to);
+		vm_stop(&a);
+		vm_stop(&b);
+	}
+}
+
 /* Before the load an unwanted destination goes on waiting, after it it is ended. */
 static void destination_undo(void **state)
 {
@@ -1050,6 +1142,8 @@ int main(void)
 		cmocka_unit_test(a_paused_guest_stays_paused),
 		cmocka_unit_test(a_state_beyond_the_bound_is_refused),
 		cmocka_unit_test(a_bad_state_ends_the_destination),
+		cmocka_unit_test(coupled),
+		cmocka_unit_test(coupled_and_failing),
 		cmocka_unit_test(destination_undo),
 		cmocka_unit_test(a_rollback_gets_its_disk_back),
 		cmocka_unit_test(a_killed_qemu_is_told_at_once),

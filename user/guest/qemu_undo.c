@@ -84,6 +84,9 @@ static int holds_state(struct ferry_qemu *q)
 
 	if (!ferry_json_get(q->journal.undo, "capabilities", json_type_object))
 		return 0;
+	/* It waits for the first byte of one. */
+	if (q->loading >= 0)
+		return 1;
 	r = ferry_qemu_status(q, status, &running, NULL);
 	if (r)
 		return r;
