@@ -88,6 +88,8 @@ def restless(lab, engine):
     lab.shape = lab.shape[:2] + ("--vcpus", "2")
     lab.work = ("--working-set", "4M", "--dirty-rate", "4000")
     guest, target = lab.guest(), lab.destination()
+    # The whole working set is there to be sent, or the first round may be so short that it converges.
+    wait_until(lambda: guest.qemu.ask()["work"] > 2048, 20, "it has written all of its memory")
     recv = lab.recv(target, "tcp:127.0.0.1:0")
     send = lab.send(guest.qemu, recv.listening, "--downtime-limit", 120, "--max-bandwidth", "14M",
                     "--on-stall", "wait")

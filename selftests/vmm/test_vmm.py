@@ -245,11 +245,11 @@ class State:
     CPUID, CPUIDS, VCPU = 40, 256, 40 + 40 * 256
     # In struct vcpu_state.
     AT = {"xsave": 0, "sregs": 4096, "xcrs": 4416, "regs": 4808, "debug": 4952, "events": 5080,
-          "run state": 5144, "nmsrs": 5148, "tsc": 5152, "msr": 5160}
+          "run state": 5144, "tsc": 5152, "nmsrs": 5160, "msr": 5168}
 
     def __init__(self, path):
         self.data = bytearray(open(path, "rb").read())
-        check_equal(len(self.data), self.VCPU + 5160 + 16 * 512, "the size of the state")
+        check_equal(len(self.data), self.VCPU + 5168 + 16 * 512, "the size of the state")
         self.at = {name: self.VCPU + at for name, at in self.AT.items()}
         count, = struct.unpack_from("<I", self.data, self.at["nmsrs"])
         self.msrs = {struct.unpack_from("<I", self.data, at)[0]: at + 8 for at in
@@ -345,12 +345,11 @@ def hostile_states(lab):
         data = bytearray(good.data)
         struct.pack_into(form, data, offset, value)
         return data
-    size = len(good.data)
     size = "has not %d bytes" % len(good.data)
     stranger, cpuid = "no device state of ferry-vmm", "another CPUID"
     for data, words in (
             (b"", stranger), (good.data[:good.VCPU - 1], stranger), (changed(0, "<B", 1), stranger),
-            (changed(8, "<I", 2), "has version 2, this ferry-vmm reads 1"),
+            (changed(8, "<I", 1), "has version 1, this ferry-vmm reads 2"),
             (changed(12, "<I", 3), "the guest needs --vcpus 3"),
             (changed(12, "<I", 0xffffffff), "the guest needs --vcpus 4294967295"),
             (changed(20, "<I", 0xffffffff), cpuid), (changed(good.CPUID + 16, "<I", 0x12345678), cpuid),
@@ -361,7 +360,8 @@ def hostile_states(lab):
             (changed(good.at["nmsrs"], "<I", 0xffffffff), "other MSRs than this host"),
             (changed(good.at["msr"], "<I", 0xdead), "other MSRs than this host"),
             (changed(good.at["msr"] + 4, "<I", 1), "other MSRs than this host"),
-            (changed(len(good.data) - 8, "<I", 1), "KVM took the state and changed it")):
+            (changed(good.at["run state"] + 4, "<I", 1), "KVM took the reserved bytes in the state"),
+            (changed(len(good.data) - 8, "<I", 1), "KVM took the msrs in the state and changed it")):
         refused(lab, path, data, words)
     refused(lab, path, good.data, "the guest needs --vcpus 1", "--vcpus", "2")
 

@@ -14,49 +14,33 @@
 #define SECOND 1000000000ULL
 #define SLICE 10000000ULL /* ns of running between two pauses of a throttled vCPU */
 
-/* When this vCPU may go on, after its stretch ended at @now. */
-static uint64_t next_turn(struct vcpu *vcpu, uint64_t now, bool batch_done)
-{
-	uint64_t rate = vcpu->lane->rate, turn = now;
-
-	if (rate && batch_done) {
-		vcpu->due_ns += vcpu->lane->batch * SECOND / rate;
-		/* What it missed while it was paused for long is not made up for. */
-		if (vcpu->due_ns + SECOND < now)
-			vcpu->due_ns = now;
-		turn = vcpu->due_ns;
-	}
-	if (vcpu->vmm->throttle && now - vcpu->slice_ns >= SLICE) {
-		uint64_t end = now + SLICE * vcpu->vmm->throttle / (100 - vcpu->vmm->throttle);
-
-		turn = turn > end ? turn : end;
-		vcpu->slice_ns = turn;
-	}
-	return turn;
-}
-
-/* Return: false when the thread must end. */
-static bool wait_for_turn(struct vcpu *vcpu, bool batch_done)
+/* After a stretch that ended with @r. Return: false when the thread must end. */
+static bool wait_for_turn(struct vcpu *vcpu, int r)
 {
 	struct vmm *vmm = vcpu->vmm;
-	uint64_t now = vmm_now_ns(CLOCK_MONOTONIC), turn = 0;
+	uint64_t now = vmm_now_ns(CLOCK_MONOTONIC), turn;
 	struct timespec until;
-	bool end;
+	bool end = r && r != -EINTR;
 
 	pthread_mutex_lock(&vmm->lock);
-	if (batch_done || vmm->throttle)
-		turn = next_turn(vcpu, now, batch_done);
+	if (!r)
+		vcpu->due_ns = payload_due(vcpu->lane, vcpu->due_ns, now);
+	if (vmm->throttle && now - vcpu->slice_ns >= SLICE)
+		vcpu->slice_ns = now + SLICE * vmm->throttle / (100 - vmm->throttle);
+	turn = vcpu->due_ns > vcpu->slice_ns ? vcpu->due_ns : vcpu->slice_ns;
 	until = (struct timespec){ (time_t)(turn / SECOND), (long)(turn % SECOND) };
+	vmm->crashed += end; /* the others and the port go on, to tell */
 	vmm->busy--;
 	pthread_cond_broadcast(&vmm->changed);
-	while (!(vmm->paused & PAUSED_TO_END) && (vmm->paused || turn > now)) {
+	for (;; now = vmm_now_ns(CLOCK_MONOTONIC)) {
+		end |= vmm->paused & PAUSED_TO_END;
+		if (end || (!vmm->paused && turn <= now))
+			break;
 		if (vmm->paused)
 			pthread_cond_wait(&vmm->changed, &vmm->lock);
 		else
 			pthread_cond_timedwait(&vmm->changed, &vmm->lock, &until);
-		now = vmm_now_ns(CLOCK_MONOTONIC);
 	}
-	end = vmm->paused & PAUSED_TO_END;
 	vmm->busy += !end;
 	pthread_mutex_unlock(&vmm->lock);
 	return !end;
@@ -68,20 +52,11 @@ static void *vcpu_thread(void *arg)
 	struct vmm *vmm = vcpu->vmm;
 	int r = -EINTR;
 
-	while (wait_for_turn(vcpu, !r)) {
+	while (wait_for_turn(vcpu, r)) {
 		do
 			r = vmm->engine->run(vcpu);
 		while (!r && !vcpu->lane->rate && !vmm->throttle &&
 		       !__atomic_load_n(&vmm->paused, __ATOMIC_RELAXED));
-		if (!r || r == -EINTR)
-			continue;
-		/* This vCPU is over; the others and the port go on, to tell. */
-		pthread_mutex_lock(&vmm->lock);
-		vmm->crashed++;
-		vmm->busy--;
-		pthread_cond_broadcast(&vmm->changed);
-		pthread_mutex_unlock(&vmm->lock);
-		break;
 	}
 	return NULL;
 }
@@ -104,12 +79,20 @@ int crew_create(struct vmm *vmm)
 	return 0;
 }
 
-void crew_kick(struct vmm *vmm)
+static void crew_kick(struct vmm *vmm)
 {
 	unsigned int i;
 
 	for (i = 0; i < vmm->opt.vcpus; i++)
 		vmm->engine->kick(&vmm->vcpu[i]);
+}
+
+int crew_tick(struct vmm *vmm)
+{
+	if (!vmm->throttle)
+		return 100;
+	crew_kick(vmm);
+	return 5;
 }
 
 void crew_pause(struct vmm *vmm, unsigned int by)

@@ -20,11 +20,8 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 
-
 #define RING_ENTRIES 32768u /* 1 GiB a second of new pages fills it in 0.1 s */
 #define KICK SIGRTMIN
-#define XFEATURES 0xe7ULL /* x87, SSE, AVX, AVX-512: what the payload keeps live */
-#define CR4_OSXSAVE (1ULL << 18)
 
 static void on_kick(int signum)
 {
@@ -40,12 +37,13 @@ static void kvm_kick(struct vcpu *vcpu)
 	pthread_kill(vcpu->thread, KICK);
 }
 
-/* Under ring_lock. */
 static int harvest(struct vmm *vmm)
 {
 	bool any = false;
 	unsigned int i;
+	int r = 0;
 
+	pthread_mutex_lock(&vmm->ring_lock);
 	for (i = 0; i < vmm->opt.vcpus; i++) {
 		struct vcpu *vcpu = &vmm->vcpu[i];
 
@@ -61,11 +59,12 @@ static int harvest(struct vmm *vmm)
 		}
 	}
 	if (any && ioctl(vmm->fd, KVM_RESET_DIRTY_RINGS, 0) < 0)
-		return vmm_error(vmm, errno, "KVM_RESET_DIRTY_RINGS: %m");
-	return 0;
+		r = vmm_error(vmm, errno, "KVM_RESET_DIRTY_RINGS: %m");
+	pthread_mutex_unlock(&vmm->ring_lock);
+	return r;
 }
 
-static int kvm_dirty_log(struct vmm *vmm, bool on)
+static int set_slots(struct vmm *vmm, unsigned int flags)
 {
 	unsigned int i;
 
@@ -73,7 +72,7 @@ static int kvm_dirty_log(struct vmm *vmm, bool on)
 		struct kvm_userspace_memory_region region = {
 			.slot = i, .guest_phys_addr = vmm->guest.block[i].addr,
 			.memory_size = vmm->opt.ram[i], .userspace_addr = vmm->host.block[i].addr,
-			.flags = on ? KVM_MEM_LOG_DIRTY_PAGES : 0,
+			.flags = flags,
 		};
 
 		if (ioctl(vmm->fd, KVM_SET_USER_MEMORY_REGION, &region))
@@ -82,17 +81,31 @@ static int kvm_dirty_log(struct vmm *vmm, bool on)
 	return 0;
 }
 
-static int kvm_dirty_sync(struct vmm *vmm, unsigned int i, uint64_t *bitmap)
+static int kvm_dirty_start(void *ctx)
 {
+	return set_slots(ctx, KVM_MEM_LOG_DIRTY_PAGES);
+}
+
+static void kvm_dirty_stop(void *ctx)
+{
+	set_slots(ctx, 0);
+}
+
+static int kvm_dirty_sync(void *ctx, const char *name, uint64_t *bitmap, uint64_t pages)
+{
+	struct vmm *vmm = ctx;
+	unsigned int i = ram_number(vmm, name);
 	struct kvm_dirty_log log = { .slot = i, .dirty_bitmap = bitmap };
-	size_t bytes = (vmm->host.block[i].pages + 63) / 64 * 8;
+	size_t bytes = (pages + 63) / 64 * 8;
 	int r;
 
+	if (i >= vmm->opt.blocks || pages != vmm->host.block[i].pages)
+		return -ENOENT;
 	if (vmm->opt.log == LOG_KVM)
 		return ioctl(vmm->fd, KVM_GET_DIRTY_LOG, &log) ?
-		       vmm_error(vmm, errno, "KVM_GET_DIRTY_LOG of ram%u: %m", i) : 0;
-	pthread_mutex_lock(&vmm->ring_lock);
+		       vmm_error(vmm, errno, "KVM_GET_DIRTY_LOG of %s: %m", name) : 0;
 	r = harvest(vmm);
+	pthread_mutex_lock(&vmm->ring_lock); /* a vCPU may harvest, too */
 	memcpy(bitmap, vmm->pending[i], bytes);
 	memset(vmm->pending[i], 0, bytes);
 	pthread_mutex_unlock(&vmm->ring_lock);
@@ -121,76 +134,11 @@ static int kvm_run(struct vcpu *vcpu)
 		}
 		if (vcpu->run->exit_reason != KVM_EXIT_DIRTY_RING_FULL)
 			break;
-		pthread_mutex_lock(&vmm->ring_lock);
-		r = harvest(vmm);
-		pthread_mutex_unlock(&vmm->ring_lock);
-		if (r)
+		if (harvest(vmm))
 			return -EFAULT;
 	}
 	return vmm_error(vmm, EFAULT, "vCPU %u crashed: the payload took an exception, or KVM gave up "
 			 "on it (exit reason %u)", vcpu->number, vcpu->run->exit_reason);
-}
-
-/* A leaf of the CPUID that all vCPUs have, or one of zeros. */
-static struct kvm_cpuid_entry2 leaf(const struct vmm *vmm, uint32_t function, uint32_t index)
-{
-	uint32_t i;
-
-	for (i = 0; i < vmm->cpuid->nent; i++)
-		if (vmm->cpuid->entries[i].function == function &&
-		    vmm->cpuid->entries[i].index == index)
-			return vmm->cpuid->entries[i];
-	return (struct kvm_cpuid_entry2){ 0 };
-}
-
-static int start_vcpu(struct vcpu *vcpu)
-{
-	struct kvm_segment code = { .limit = ~0u, .selector = 0x33, .type = 11, .present = 1, .dpl = 3,
-				    .s = 1, .l = 1, .g = 1 };
-	struct kvm_segment data = { .limit = ~0u, .selector = 0x2b, .type = 3, .present = 1, .dpl = 3,
-				    .s = 1, .db = 1, .g = 1 };
-	struct kvm_xcrs xcrs = { .nr_xcrs = 1 };
-	struct vmm *vmm = vcpu->vmm;
-	struct payload_lane *lane = vcpu->lane;
-	struct kvm_regs regs = { .rip = CODE_PAGE * PAYLOAD_PAGE + (uint64_t)
-					((uintptr_t)payload_entry - (uintptr_t)__start_payload),
-				  .rflags = 0x3202, .rdi = lane->self,
-				 .rsi = MAP_PAGE * PAYLOAD_PAGE, .rsp = lane->self + 2 * PAYLOAD_PAGE };
-	struct kvm_sregs sregs;
-	uint32_t i;
-
-	lane->vectors = 0;
-	lane->xmask = leaf(vmm, 0xd, 0).eax & XFEATURES;
-	lane->vector[lane->vectors++] = (typeof(lane->vector[0])){ 160, 256 }; /* XMM */
-	for (i = 2; i < 8; i++)
-		if (lane->xmask >> i & 1)
-			lane->vector[lane->vectors++] = (typeof(lane->vector[0])){
-				leaf(vmm, 0xd, i).ebx, leaf(vmm, 0xd, i).eax };
-	xcrs.xcrs[0].value = lane->xmask;
-	if (ioctl(vcpu->fd, KVM_GET_SREGS, &sregs))
-		return vmm_error(vmm, errno, "KVM_GET_SREGS: %m");
-	sregs.cs = code;
-	sregs.ds = sregs.es = sregs.fs = sregs.gs = sregs.ss = data;
-	sregs.fs.base = lane->self;
-	sregs.gs.base = lane->gs;
-	sregs.cr0 = 0x80010033; /* PG WP NE ET MP PE */
-	sregs.cr3 = PAGE_TABLE_PAGE * PAYLOAD_PAGE;
-	sregs.cr4 = 0x620 | (leaf(vmm, 1, 0).ecx & 1u << 26 ? CR4_OSXSAVE : 0); /* PAE, SSE */
-	sregs.efer = 0x501; /* LMA LME SCE */
-	if (ioctl(vcpu->fd, KVM_SET_SREGS, &sregs) || ioctl(vcpu->fd, KVM_SET_REGS, &regs) ||
-	    (lane->xmask && ioctl(vcpu->fd, KVM_SET_XCRS, &xcrs)))
-		return vmm_error(vmm, errno, "KVM refuses the vCPU's first state: %m");
-	return state_start(vcpu);
-}
-
-static int kvm_start(struct vmm *vmm)
-{
-	unsigned int i;
-	int r = 0;
-
-	for (i = 0; i < vmm->opt.vcpus && !r; i++)
-		r = start_vcpu(&vmm->vcpu[i]);
-	return r;
 }
 
 static int create_vcpu(struct vmm *vmm, struct vcpu *vcpu)
@@ -217,12 +165,10 @@ static int enable_rings(struct vmm *vmm)
 	unsigned int i;
 
 	if (ioctl(vmm->fd, KVM_ENABLE_CAP, &cap))
-		return vmm_error(vmm, errno,
-				 "this KVM has no dirty rings (%m): use --tracker-log log");
+		return vmm_error(vmm, errno, "this KVM has no dirty rings (%m): use --tracker-log log");
 	for (i = 0; i < vmm->opt.blocks; i++)
 		if (!(vmm->pending[i] = calloc((vmm->host.block[i].pages + 63) / 64, 8)))
-			return vmm_error(vmm, ENOMEM,
-					 "no memory for the bitmaps of the dirty rings");
+			return vmm_error(vmm, ENOMEM, "no memory for the bitmaps of the dirty rings");
 	return 0;
 }
 
@@ -250,27 +196,28 @@ static int kvm_create(struct vmm *vmm)
 	sigaction(KICK, &kick, NULL); /* without SA_RESTART */
 	vmm->kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC);
 	if (vmm->kvm < 0)
-		return vmm_error(vmm, errno,
-				 "cannot open /dev/kvm: %m; --engine threads does without");
+		return vmm_error(vmm, errno, "cannot open /dev/kvm: %m; --engine threads does without");
 	vmm->fd = ioctl(vmm->kvm, KVM_CREATE_VM, 0);
 	vmm->cpuid = calloc(1, sizeof(*vmm->cpuid) + MAX_CPUIDS * sizeof(vmm->cpuid->entries[0]));
-	if (!vmm->cpuid)
-		return vmm_error(vmm, ENOMEM, "no memory for the CPUID table");
-	vmm->cpuid->nent = MAX_CPUIDS;
-	if (vmm->fd < 0 || ioctl(vmm->kvm, KVM_GET_SUPPORTED_CPUID, vmm->cpuid))
+	if (vmm->cpuid)
+		vmm->cpuid->nent = MAX_CPUIDS;
+	if (!vmm->cpuid || vmm->fd < 0 || ioctl(vmm->kvm, KVM_GET_SUPPORTED_CPUID, vmm->cpuid))
 		return vmm_error(vmm, errno, "cannot create a VM: %m");
 	forget_processor(vmm->cpuid);
 	r = vmm->opt.log == LOG_RING ? enable_rings(vmm) : 0;
 	if (!r)
-		r = kvm_dirty_log(vmm, false);
+		r = set_slots(vmm, 0);
 	for (i = 0; i < vmm->opt.vcpus && !r; i++)
 		r = create_vcpu(vmm, &vmm->vcpu[i]);
 	return r ? r : state_create(vmm);
 }
 
 const struct engine engine_kvm = {
-	.kind = "ferry-vmm-kvm/1",
-	.create = kvm_create, .start = kvm_start, .run = kvm_run, .kick = kvm_kick,
-	.save = state_save, .load = state_load, .check = state_check,
-	.dirty_log = kvm_dirty_log, .dirty_sync = kvm_dirty_sync,
+	.create = kvm_create, .start = boot_kvm, .run = kvm_run, .kick = kvm_kick,
+	.check = boot_check_kvm,
+	.port = {
+		.kind = "ferry-vmm-kvm/2", .save = state_save, .load = state_load,
+		.dirty_start = kvm_dirty_start, .dirty_stop = kvm_dirty_stop,
+		.dirty_sync = kvm_dirty_sync,
+	},
 };

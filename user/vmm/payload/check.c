@@ -11,6 +11,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#define SECOND 1000000000ULL
 #define FILL_SWEEP (1ULL << 40) /* no sweep of the payload gets there */
 
 static void set_cursor(struct payload_cursor *cursor, uint64_t first, uint64_t count,
@@ -45,6 +46,15 @@ void payload_prepare(struct payload_lane *lane, const struct payload_work *work)
 	lane->hot = hot > 0;
 	set_cursor(&lane->cursor[0], 0, hot ? hot : count, work->pattern == 1);
 	set_cursor(&lane->cursor[1], hot, hot ? count - hot : 0, false);
+}
+
+uint64_t payload_due(const struct payload_lane *lane, uint64_t due_ns, uint64_t now_ns)
+{
+	if (!lane->rate)
+		return now_ns;
+	due_ns += lane->batch * SECOND / lane->rate;
+	/* What it missed while it was paused for long is not made up for. */
+	return due_ns + SECOND < now_ns ? now_ns : due_ns;
 }
 
 static void fill_words(uint64_t page, uint64_t *words)

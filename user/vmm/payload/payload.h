@@ -143,6 +143,9 @@ struct payload_work {
 /* Give @lane, whose self, number, lanes and first_page are set, its part of the work. */
 void payload_prepare(struct payload_lane *lane, const struct payload_work *work);
 
+/* When the next batch may begin, after one that was due at @due_ns. */
+uint64_t payload_due(const struct payload_lane *lane, uint64_t due_ns, uint64_t now_ns);
+
 /* Write what is to be found in the fill when payload_check() looks. */
 void payload_fill(const struct payload_lane *lane, const struct payload_map *map);
 

@@ -27,16 +27,18 @@ static void threads_kick(struct vcpu *vcpu)
 	(void)vcpu; /* a batch takes microseconds */
 }
 
-static int threads_save(struct vmm *vmm, int fd)
+static int threads_save(void *ctx, int fd)
 {
+	struct vmm *vmm = ctx;
 	uint64_t state[2] = { STATE_MAGIC, vmm->opt.vcpus };
 
 	return write(fd, state, sizeof(state)) == (ssize_t)sizeof(state) ? 0 :
 	       vmm_error(vmm, EIO, "cannot write the device state");
 }
 
-static int threads_load(struct vmm *vmm, int fd)
+static int threads_load(void *ctx, int fd)
 {
+	struct vmm *vmm = ctx;
 	uint64_t state[3];
 
 	if (read(fd, state, sizeof(state)) == 16 && state[0] == STATE_MAGIC &&
@@ -47,6 +49,6 @@ static int threads_load(struct vmm *vmm, int fd)
 }
 
 const struct engine engine_threads = {
-	.kind = "ferry-vmm-threads/1", .create = threads_create, .run = threads_run,
-	.kick = threads_kick, .save = threads_save, .load = threads_load,
+	.create = threads_create, .run = threads_run, .kick = threads_kick,
+	.port = { .kind = "ferry-vmm-threads/1", .save = threads_save, .load = threads_load },
 };
