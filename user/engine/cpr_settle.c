@@ -195,8 +195,6 @@ void ferry_cpr_back(struct ferry_cpr *c, enum ferry_state state, const struct fe
 
 	out->state = state;
 	out->error = *why;
-	out->exit_code = 1;
-	out->where = FERRY_WHERE_SOURCE;
 	snprintf(job->record.error, sizeof(job->record.error), "%s", why->text);
 	/* If that cannot be recorded a worker that finds COMMIT would start the guest. */
 	r = fenced ? 0 : ferry_job_phase(job, FERRY_PHASE_ABORTED, &err);
@@ -207,16 +205,5 @@ void ferry_cpr_back(struct ferry_cpr *c, enum ferry_state state, const struct fe
 	/* After its end: what it touched last was kept before. */
 	ferry_keep_stop(c->keep, false);
 	c->keep = NULL;
-	if (r) {
-		out->exit_code = 3;
-		out->where = FERRY_WHERE_STOPPED;
-		ferry_error_set(&out->error, -r, "%s; and the guest could not be resumed: %s",
-				why->text, err.text);
-		snprintf(out->advice, sizeof(out->advice), "ferry resume %s", job->record.id);
-	} else if (c->from && c->from->ops->running(c->from, &err) < 0) {
-		out->where = FERRY_WHERE_NONE; /* its VMM is gone */
-	}
-	ferry_job_move(job, state, NULL);
-	job->record.settled = !r;
-	ferry_job_save(job, NULL);
+	ferry_job_given_back(job, c->from, r, &err, out);
 }

@@ -12,6 +12,8 @@
 #include "engine/task.h"
 #include "xport/rate.h"
 
+struct ferry_guest;
+
 /*
  * One side of one migration, between the migration thread, which runs it, and
  * the threads of the agent that watch and steer it. Everything under "lock" is
@@ -236,5 +238,14 @@ void ferry_cpr_recover(struct ferry_job *job, struct ferry_outcome *out);
  * Return: 0, or -errno with a text.
  */
 int ferry_job_undo(struct ferry_job *job, bool resume, struct ferry_error *err);
+
+/**
+ * ferry_job_given_back() - the end of a migration whose guest went back to its source
+ * @guest: there, or NULL
+ * @r: 0; -errno it could not be resumed, and @err says why
+ * @out: state and error are filled by the caller; the rest here
+ */
+void ferry_job_given_back(struct ferry_job *job, struct ferry_guest *guest, int r,
+			  const struct ferry_error *err, struct ferry_outcome *out);
 
 #endif

@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -141,4 +142,25 @@ int ferry_job_undo(struct ferry_job *job, bool resume, struct ferry_error *err)
 	r = guest->ops->undo(guest, resume, err);
 	guest->ops->close(guest);
 	return r;
+}
+
+void ferry_job_given_back(struct ferry_job *job, struct ferry_guest *guest, int r,
+			  const struct ferry_error *err, struct ferry_outcome *out)
+{
+	struct ferry_error why = out->error;
+
+	out->exit_code = 1;
+	out->where = FERRY_WHERE_SOURCE;
+	if (r) {
+		out->exit_code = 3;
+		out->where = FERRY_WHERE_STOPPED;
+		ferry_error_set(&out->error, -r, "%s; and the guest could not be resumed: %s",
+				why.text, err->text);
+		snprintf(out->advice, sizeof(out->advice), "ferry resume %s", job->record.id);
+	} else if (guest && guest->ops->running(guest, NULL) < 0) {
+		out->where = FERRY_WHERE_NONE; /* its VMM is gone */
+	}
+	ferry_job_move(job, out->state, NULL);
+	job->record.settled = !r;
+	ferry_job_save(job, NULL);
 }

@@ -173,8 +173,6 @@ void ferry_settle_back(struct ferry_settle *s, enum ferry_state state,
 
 	out->state = state;
 	out->error = *why;
-	out->exit_code = 1;
-	out->where = FERRY_WHERE_SOURCE;
 	snprintf(job->record.error, sizeof(job->record.error), "%s", why->text);
 	r = ferry_job_phase(job, FERRY_PHASE_ABORTED, &err);
 	if (r)
@@ -186,18 +184,7 @@ void ferry_settle_back(struct ferry_settle *s, enum ferry_state state,
 	if (!r || job->record.phase == FERRY_PHASE_COMMIT || !job->committed)
 		r = s->guest ? s->guest->ops->undo(s->guest, true, &err) :
 			       ferry_job_undo(job, true, &err);
-	if (r) {
-		out->exit_code = 3;
-		out->where = FERRY_WHERE_STOPPED;
-		ferry_error_set(&out->error, -r, "%s; and the guest could not be resumed: %s",
-				why->text, err.text);
-		snprintf(out->advice, sizeof(out->advice), "ferry resume %s", job->record.id);
-	} else if (s->guest && s->guest->ops->running(s->guest, &err) < 0) {
-		out->where = FERRY_WHERE_NONE; /* its VMM is gone */
-	}
-	ferry_job_move(job, state, NULL);
-	job->record.settled = !r;
-	ferry_job_save(job, NULL);
+	ferry_job_given_back(job, s->guest, r, &err, out);
 }
 
 /* The destination says for good that the guest never runs there. */
