@@ -3,15 +3,9 @@
  * The readers of a lazy restore.
  *
  * What a postcopy destination does with a source (incoming.c: arm, hear faults, show pages,
- * hand over to another worker) is done here with a file. A few readers share one list of what to
- * read next:
- *
- *   1. extents with a page that somebody waits for, in the order they were asked for
- *   2. in the order of first touch, if the file has it (save --record)
- *   3. on from behind the extent that was asked for last
- *   4. whatever is left, in the file's order
- *
- * 2 to 4 only once the guest runs: until then every read would delay its start.
+ * hand over to another worker) is done here with a file. A few readers share one plan of what to
+ * read next (store/plan.h). What nobody waits for they read only once the guest runs: until then
+ * every read would delay its start.
  *
  * A reader that fails ends them all. Before the guest is ours that voids the restore: memory
  * is disarmed, so that the VMM comes back from loading. Afterwards it stays armed: whoever
@@ -49,96 +43,25 @@ static void wake(struct ferry_lazy *lazy)
 /* The fault thread: somebody waits for this page. */
 static void ask(void *ctx, unsigned int block, uint64_t page)
 {
-	uint64_t extent = page / FERRY_STORE_EXTENT_PAGES;
 	struct ferry_lazy *lazy = ctx;
 
 	pthread_mutex_lock(&lazy->lock);
-	/* A full list is not lost: the page is read in its turn. */
-	if (!lazy->taken[block][extent] && lazy->asked_count < FERRY_LAZY_ASKED) {
-		unsigned int at = (lazy->asked_first + lazy->asked_count++) % FERRY_LAZY_ASKED;
-
-		lazy->asked[at].block = block;
-		lazy->asked[at].extent = extent;
-	}
-	lazy->near = true;
-	lazy->near_block = block;
-	lazy->near_extent = extent + 1;
+	ferry_store_plan_ask(&lazy->plan, block, page);
 	pthread_cond_signal(&lazy->changed);
 	pthread_mutex_unlock(&lazy->lock);
 }
 
-/* ---- what to read next (locked) ---- */
-
-static bool next_asked(struct ferry_lazy *lazy, unsigned int *block, uint64_t *extent)
-{
-	while (lazy->asked_count) {
-		*block = lazy->asked[lazy->asked_first].block;
-		*extent = lazy->asked[lazy->asked_first].extent;
-		lazy->asked_first = (lazy->asked_first + 1) % FERRY_LAZY_ASKED;
-		lazy->asked_count--;
-		if (!lazy->taken[*block][*extent])
-			return true;
-	}
-	return false;
-}
-
-static bool next_recorded(struct ferry_lazy *lazy, unsigned int *block, uint64_t *extent)
-{
-	while (lazy->order_at < lazy->file->commit.order_count) {
-		uint64_t entry = lazy->file->order[lazy->order_at++];
-
-		*block = (unsigned int)(entry >> 48);
-		*extent = (entry & ((1ull << 48) - 1)) / FERRY_STORE_EXTENT_PAGES;
-		if (!lazy->taken[*block][*extent])
-			return true;
-	}
-	return false;
-}
-
-/* From behind what was asked for last, until there is a piece that was read already. */
-static bool next_near(struct ferry_lazy *lazy, unsigned int *block, uint64_t *extent)
-{
-	*block = lazy->near_block;
-	*extent = lazy->near_extent++;
-	lazy->near = lazy->near &&
-		     *extent < ferry_store_extents(lazy->file->blocks[*block].size_bytes) &&
-		     !lazy->taken[*block][*extent];
-	return lazy->near;
-}
-
-static bool next_in_file(struct ferry_lazy *lazy, unsigned int *block, uint64_t *extent)
-{
-	for (; lazy->at_block < lazy->file->header.blocks; lazy->at_block++, lazy->at_extent = 0) {
-		uint64_t end = ferry_store_extents(lazy->file->blocks[lazy->at_block].size_bytes);
-
-		*block = lazy->at_block;
-		while (lazy->at_extent < end) {
-			*extent = lazy->at_extent++;
-			if (!lazy->taken[*block][*extent])
-				return true;
-		}
-	}
-	return false;
-}
-
 /* The next extent to read. Return: false when there is nothing left, or all must end. */
-static bool next(struct ferry_lazy *lazy, unsigned int *block, uint64_t *extent)
+static bool next(struct ferry_lazy *lazy, struct ferry_store_place *place)
 {
 	bool found = false;
 
 	pthread_mutex_lock(&lazy->lock);
 	while (!found && !lazy->stop && !lazy->err.errnum) {
-		found = next_asked(lazy, block, extent);
-		if (!found && lazy->prefetch)
-			found = next_recorded(lazy, block, extent) ||
-				next_near(lazy, block, extent) ||
-				next_in_file(lazy, block, extent);
-		if (found)
-			lazy->taken[*block][*extent] = true;
-		else if (lazy->prefetch)
-			break; /* all of it is somebody's */
-		else
-			pthread_cond_wait(&lazy->changed, &lazy->lock);
+		found = ferry_store_plan_next(&lazy->plan, lazy->prefetch, place);
+		if (found || lazy->prefetch)
+			break; /* without one, all of it is somebody's */
+		pthread_cond_wait(&lazy->changed, &lazy->lock);
 	}
 	pthread_mutex_unlock(&lazy->lock);
 	return found;
@@ -228,14 +151,13 @@ static void *read_extents(void *arg)
 {
 	struct ferry_error err = { 0 };
 	struct ferry_lazy *lazy = arg;
-	unsigned int block = 0;
-	uint64_t extent = 0;
+	struct ferry_store_place place;
 	uint8_t *buf = aligned_alloc(FERRY_STORE_PAGE_BYTES, FERRY_STORE_EXTENT_BYTES);
 
 	if (!buf)
 		ferry_error_set(&err, ENOMEM, "no memory to read %s", lazy->file->path);
-	while (!err.errnum && next(lazy, &block, &extent))
-		if (bring(lazy, block, extent, buf, &err) && !err.errnum)
+	while (!err.errnum && next(lazy, &place))
+		if (bring(lazy, place.block, place.extent, buf, &err) && !err.errnum)
 			err.errnum = EIO;
 	if (err.errnum)
 		failed(lazy, &err);
@@ -289,32 +211,6 @@ int ferry_lazy_advise(struct ferry_lazy *lazy, struct ferry_guest *guest,
 	return r;
 }
 
-/* Extents of which the file holds nothing need no reader. */
-static int make_taken(struct ferry_lazy *lazy, struct ferry_error *err)
-{
-	const struct ferry_store_file *f = lazy->file;
-	unsigned int i;
-	uint64_t k;
-
-	lazy->taken = calloc(f->header.blocks, sizeof(*lazy->taken));
-	for (i = 0; lazy->taken && i < f->header.blocks; i++) {
-		uint64_t extents = ferry_store_extents(f->blocks[i].size_bytes);
-
-		lazy->taken[i] = calloc(extents, sizeof(bool));
-		for (k = 0; lazy->taken[i] && k < extents; k++) {
-			struct ferry_store_set set;
-
-			ferry_store_pages(f, i, k, &set);
-			lazy->taken[i][k] = ferry_store_set_empty(&set);
-		}
-		if (!lazy->taken[i])
-			break;
-	}
-	if (lazy->taken && i == f->header.blocks)
-		return 0;
-	return ferry_error_set(err, ENOMEM, "no memory for the map of what was read");
-}
-
 static void find_lacks(const struct ferry_lazy *lazy, struct ferry_bitmap *lacks)
 {
 	unsigned int i, first, pages;
@@ -334,7 +230,7 @@ static void find_lacks(const struct ferry_lazy *lazy, struct ferry_bitmap *lacks
 int ferry_lazy_arm(struct ferry_lazy *lazy, struct ferry_error *err)
 {
 	struct ferry_bitmap lacks;
-	int r = make_taken(lazy, err);
+	int r = ferry_store_plan_init(&lazy->plan, lazy->file, err);
 
 	if (r)
 		return r;
@@ -349,7 +245,7 @@ int ferry_lazy_arm(struct ferry_lazy *lazy, struct ferry_error *err)
 int ferry_lazy_adopt(struct ferry_lazy *lazy, struct ferry_ram *ram, struct ferry_error *err)
 {
 	/* Faults are heard, and asked for, before adopt() returns: the list must be there. */
-	int r = make_taken(lazy, err);
+	int r = ferry_store_plan_init(&lazy->plan, lazy->file, err);
 
 	lazy->ram = ram;
 	lazy->prefetch = true;
@@ -427,9 +323,6 @@ void ferry_lazy_end(struct ferry_lazy *lazy, bool disarm)
 	if (disarm)
 		ferry_incoming_end(&lazy->incoming);
 	ferry_incoming_free(&lazy->incoming);
-	for (i = 0; lazy->taken && i < lazy->file->header.blocks; i++)
-		free(lazy->taken[i]);
-	free(lazy->taken);
-	lazy->taken = NULL;
+	ferry_store_plan_free(&lazy->plan);
 	ferry_io_close(&lazy->wake_fd);
 }

@@ -9,9 +9,9 @@
 #include "base/error.h"
 #include "engine/incoming.h"
 #include "engine/job.h"
+#include "store/plan.h"
 #include "store/reader.h"
 
-#define FERRY_LAZY_ASKED 256
 #define FERRY_LAZY_READERS 64
 
 /*
@@ -29,19 +29,8 @@ struct ferry_lazy {
 
 	pthread_mutex_t lock; /* protects all below; a leaf */
 	pthread_cond_t changed;
-	bool **taken; /* of each block: extents that a reader has or had, or that lack nothing */
-	struct {
-		unsigned int block;
-		uint64_t extent;
-	} asked[FERRY_LAZY_ASKED]; /* a ring: what is waited for */
-	unsigned int asked_first, asked_count;
-	bool prefetch;	       /* read on when nothing is asked for */
-	unsigned int near_block; /* behind the last one that was asked for */
-	uint64_t near_extent;
-	bool near;
-	uint64_t order_at;	 /* how far the recorded order has been followed */
-	unsigned int at_block; /* and the file */
-	uint64_t at_extent;
+	struct ferry_store_plan plan; /* what to read next */
+	bool prefetch; /* read on when nothing is asked for */
 	bool stop;
 	bool loading; /* device state: the guest is not ours yet */
 	struct ferry_error err; /* errnum != 0: a reader failed */
