@@ -376,6 +376,13 @@ static void through_mappings(void **state)
 	still = false;
 }
 
+static void through_mappings_past_the_cache(void **state)
+{
+	direct = true;
+	through_mappings(state);
+	direct = false;
+}
+
 /* Until it is finished there is nothing; then there is the file alone. */
 static void nothing_is_left(void **state)
 {
@@ -499,6 +506,7 @@ int main(void)
 		cmocka_unit_test(partial),
 		cmocka_unit_test(past_the_cache),
 		cmocka_unit_test(through_mappings),
+		cmocka_unit_test(through_mappings_past_the_cache),
 		cmocka_unit_test(nothing_is_left),
 		cmocka_unit_test(existing),
 		cmocka_unit_test(abort_while_waiting),
