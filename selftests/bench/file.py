@@ -7,16 +7,25 @@
 
 The newest QEMU there is runs a guest without an operating system; its RAM is filled with what
 does not compress and holds no page of zeros. Both save the same stopped guest to the same place,
-in turns, and restore it into a new QEMU that waits. A save counts until its last byte is
-synced: ferry does that itself, after QEMU this program does it. A restore counts until the
-guest runs. QEMU does what was its best in that place, of: one channel, multifd, multifd
-with direct I/O; ferry is measured with and without direct I/O, and the ratios are of its best. What
-is read was written last with direct I/O where that is the best: then the page cache does not hold it.
+in turns, and restore it into a new QEMU that waits.
+
+A save counts from the command (ferry: from the start of its process) until its last byte is synced:
+ferry does that itself, after QEMU this program does it. A restore counts until the guest runs.
+Before each of them the disk has nothing else to do: the older file is removed and all is synced; and as
+much memory as will be needed is taken and freed (precopy.py says why). Before a restore the page
+cache holds the file, unless it is read with direct I/O, which has no use for it: that holds for both.
+The records of ferry are where they are by default, on a tmpfs (/run/ferry).
+
+QEMU does what is its best in that place, of: one channel, multifd, multifd with direct I/O, and
+so does ferry; *plain* and *direct* compare like with like: ferry without --direct and QEMU's
+multifd, ferry --direct and QEMU's multifd with direct I/O.
 
 fio writes and reads as many bytes in the same place: 1 MiB at a time, a job for each
-channel, synced at the end.
+channel, synced at the end; *fio-direct* past the page cache, 8 of them under way.
 
-"first" is the time from the command to the guest's first instruction.
+"first" is what ferry says of a restore (downtime_ns): from the beginning of the worker's job, a few
+milliseconds after the command, until QEMU has answered `cont`; "from the command" is measured from
+outside, from before the process is made until the same moment.
 """
 import argparse
 import json
@@ -32,7 +41,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path[:0] = [HERE, os.path.join(HERE, "..", "e2e")]
 import tap  # noqa: E402
 from lib import SHM, Lab, check, other_qemu, prerequisites, wait_until  # noqa: E402
-from precopy import GIB, MIB, Machine, fill, new_lab, spread  # noqa: E402
+from precopy import GIB, MIB, Machine, fill, new_lab, spread, warm  # noqa: E402
 
 CHANNELS = 2
 QEMU_WAYS = {"mapped-ram": (0, False), "multifd": (CHANNELS, False),
@@ -46,6 +55,17 @@ def sync(path):
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def remove(path):
+    if os.path.exists(path):
+        os.unlink(path)
+
+
+def into_cache(path):
+    with open(path, "rb", buffering=0) as file:
+        while file.read(MIB):
+            pass
 
 
 def qemu_setup(qemu, way):
@@ -90,18 +110,21 @@ class Bench:
     def speed(self, began):
         return self.mib * MIB / (time.monotonic() - began) / GIB
 
+    def settle(self):
+        """The disk and the memory as each turn finds them."""
+        os.sync()
+        warm(self.ram + "-warm", self.mib).close()
+
     def save(self, way):
         """GiB/s of RAM."""
+        path = self.file if way in FERRY_WAYS else self.file + ".qemu"
+        remove(path)
+        self.settle()
         if way in FERRY_WAYS:
-            if os.path.exists(self.file):
-                os.unlink(self.file)
             began = time.monotonic()
-            self.lab.ferry("save", self.source.uri, self.file, "--channels", CHANNELS,
+            self.lab.ferry("save", self.source.uri, path, "--channels", CHANNELS,
                            *FERRY_WAYS[way]).finish(120).check_code(0)
             return self.speed(began)
-        path = self.file + ".qemu"
-        if os.path.exists(path):
-            os.unlink(path)
         self.source.monitor.command("stop")
         qemu_setup(self.source, way)
         began = time.monotonic()
@@ -118,28 +141,38 @@ class Bench:
         return self.machine("target%d" % len(self.lab.qemus), self.target_ram, incoming=True)
 
     def restore(self, way, *options):
-        """GiB/s, and ms to the first instruction."""
+        """GiB/s; ms to the first instruction, as ferry says and from the command."""
         target = self.target()
+        path = self.file if way in FERRY_WAYS else self.file + ".qemu"
+        self.settle()
+        if "direct" not in way:
+            into_cache(path)
         try:
-            began = time.monotonic()
             if way in FERRY_WAYS:
-                run = self.lab.ferry("restore", target.uri, self.file, "--channels", CHANNELS,
+                began, began_ns = time.monotonic(), time.monotonic_ns()
+                run = self.lab.ferry("restore", target.uri, path, "--channels", CHANNELS,
                                      *FERRY_WAYS[way], *options).finish(120).check_code(0)
-                return self.speed(began), run.result["downtime_ns"] / 1e6, run.result
+                speed = self.speed(began)
+                # The state that follows the start; the same clock on both sides.
+                ran = [e["t_ns"] for e in run.events if e.get("state") in
+                       ("postcopy-active", "completed") and e["event"] == "state"]
+                return speed, run.result["downtime_ns"] / 1e6, (ran[0] - began_ns) / 1e6, run.result
             qemu_setup(target, way)
             began = time.monotonic()
-            target.monitor.command("migrate-incoming", uri="file:" + self.file + ".qemu")
+            target.monitor.command("migrate-incoming", uri="file:" + path)
             qemu_wait(target)
             target.monitor.command("cont")  # it was saved stopped
-            return self.speed(began), (time.monotonic() - began) * 1e3, None
+            return self.speed(began), (time.monotonic() - began) * 1e3
         finally:
             target.kill()
 
-    def fio(self, kind):
+    def fio(self, kind, direct=False):
+        self.settle()
         command = ["fio", "--name=x", "--directory=" + self.folder,
                    "--filename_format=snapshot.fio.$jobnum", "--rw=" + kind, "--bs=1M",
                    "--size=%dM" % (self.mib // CHANNELS), "--numjobs=%d" % CHANNELS,
-                   "--ioengine=psync", "--end_fsync=1", "--thread", "--group_reporting",
+                   *(("--ioengine=io_uring", "--iodepth=8", "--direct=1") if direct else
+                     ("--ioengine=psync",)), "--end_fsync=1", "--thread", "--group_reporting",
                    "--invalidate=0", "--output-format=json"]
         run = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         job = json.loads(run.stdout[run.stdout.index("{"):])["jobs"][0]
@@ -148,16 +181,13 @@ class Bench:
 
     def fio_remove(self):
         for job in range(CHANNELS):
-            path = os.path.join(self.folder, "snapshot.fio.%d" % job)
-            if os.path.exists(path):
-                os.unlink(path)
+            remove(os.path.join(self.folder, "snapshot.fio.%d" % job))
 
     def close(self):
         self.source.kill()
         self.fio_remove()
         for path in (self.ram, self.target_ram, self.file, self.file + ".qemu"):
-            if os.path.exists(path):
-                os.unlink(path)
+            remove(path)
 
 
 def row(*columns):
@@ -168,47 +198,56 @@ def ratio(name, ours, theirs):
     return "ratio %s: %s" % (name, spread([a / b for a, b in zip(ours, theirs)]))
 
 
+def qemu_ways(bench, name):
+    """Those that work here; tmpfs knows no direct I/O on some kernels."""
+    tries = {}
+    bench.save("mapped-ram")  # the first one does not count
+    for way in QEMU_WAYS:
+        try:
+            tries[way] = bench.save(way)
+        except Exception as error:
+            print("# %s, QEMU %s: %s" % (name, way, str(error).splitlines()[0]))
+            bench.source.kill()
+            bench.source = bench.machine("again%d" % len(bench.lab.qemus), bench.ram)
+            time.sleep(1)
+    if tries["mapped-ram"] < max(tries.values()):
+        del tries["mapped-ram"]
+    return list(tries)
+
+
+def best(ways, results):
+    return max(ways, key=lambda way: statistics.median(results[way]))
+
+
 def place(lab, name, folder, args, last):
     """Saves and restores in one place."""
     bench = Bench(lab, name, folder, args.mib)
-    tries = {}
-    bench.save("mapped-ram")  # the first one makes pages warm, and does not count
-    for way in QEMU_WAYS:
-        try:
-            tries[way] = max(bench.save(way) for _ in range(2))
-        except Exception as error:  # tmpfs knows no direct I/O on some kernels
-            print("# %s, QEMU %s: %s" % (name, way, str(error).splitlines()[0]))
-            bench.source.kill()
-            bench.source = bench.machine("again%d" % len(lab.qemus), bench.ram)
-            time.sleep(1)
-    best = max(tries, key=tries.get)
-    print("# %s: QEMU's GiB/s of a save: %s" % (name, ", ".join("%s %.2f" % t
-                                                                 for t in tries.items())))
-    saves = {way: [] for way in list(FERRY_WAYS) + [best, "fio"]}
-    restores = {way: [] for way in list(FERRY_WAYS) + [best, "fio"]}
+    peers = qemu_ways(bench, name)
+    everybody = list(FERRY_WAYS) + peers
+    fios = {"fio": False, **({"fio-direct": True} if name == "disk" else {})}
+    saves, restores = ({way: [] for way in everybody + list(fios)} for _ in range(2))
     bench.save("ferry")
-    for _ in range(args.rounds):
-        for way in saves:
-            if way == "fio":
-                bench.fio_remove()
-                saves[way].append(bench.fio("write"))
-            else:
-                saves[way].append(bench.save(way))
-        restores["fio"].append(bench.fio("read"))
-        bench.fio_remove()
-        for way in list(FERRY_WAYS) + [best]:
+    for turn in range(args.rounds):
+        for way in everybody:
+            saves[way].append(bench.save(way))
+        for way in everybody:
             restores[way].append(bench.restore(way)[0])
+        for way, direct in fios.items():
+            bench.fio_remove()
+            saves[way].append(bench.fio("write", direct))
+            restores[way].append(bench.fio("read", direct))
+        bench.fio_remove()
     for way in saves:
-        row(name, way, spread(saves[way]),
-            spread(restores[way]) if restores.get(way) else "", "")
-    ours = max(FERRY_WAYS, key=lambda way: statistics.median(saves[way]))
-    reads = max(FERRY_WAYS, key=lambda way: statistics.median(restores[way]))
+        row(name, way, spread(saves[way]), spread(restores[way]), "")
     suffix = "" if name == "disk" else "-" + name
-    last += [ratio("save" + suffix, saves[ours], saves[best]),
-             ratio("save-plain" + suffix, saves["ferry"], saves[best]),
-             ratio("save-fio" + suffix, saves[ours], saves["fio"]),
-             ratio("restore" + suffix, restores[reads], restores[best]),
-             ratio("restore-fio" + suffix, restores[reads], restores["fio"])]
+    for word, results in (("save", saves), ("restore", restores)):
+        ours, theirs = best(FERRY_WAYS, results), best(peers, results)
+        last += [ratio(word + suffix, results[ours], results[theirs]),
+                 ratio(word + "-plain" + suffix, results["ferry"], results["multifd"])]
+        if "multifd+direct" in peers:
+            last.append(ratio(word + "-direct" + suffix, results["ferry --direct"],
+                              results["multifd+direct"]))
+        last.append(ratio(word + "-fio" + suffix, results[ours], results[best(fios, results)]))
     bench.close()
 
 
@@ -217,16 +256,17 @@ def lazy(lab, folder, args, last):
     firsts = {}
     for mib in [int(s) for s in args.sizes.split(",")]:
         bench = Bench(lab, "lazy-%d" % mib, folder, mib)
-        whole, early, bench_ms = [], [], []
+        whole, early, outside, total = [], [], [], []
         bench.save("ferry")
-        for _ in range(min(args.rounds, 5)):
+        for _ in range(args.rounds):
             whole.append(bench.restore("ferry")[1])
-            speed, first, result = bench.restore("ferry", "--lazy")
+            _, first, from_command, result = bench.restore("ferry", "--lazy")
             early.append(first)
-            bench_ms.append(result["total_ns"] / 1e6)
+            outside.append(from_command)
+            total.append(result["total_ns"] / 1e6)
         row("%d MiB" % mib, "whole", "", "", "first %s ms" % spread(whole, 1))
-        row("", "lazy", "", "", "first %s ms, all of it %s ms" % (spread(early, 1),
-                                                                  spread(bench_ms, 0)))
+        row("", "lazy", "", "", "first %s ms, from the command %s ms, all of it %s ms"
+            % (spread(early, 1), spread(outside, 1), spread(total, 0)))
         firsts[mib] = early
         last.append(ratio("first-%d" % mib, early, whole))
         bench.close()
@@ -253,6 +293,8 @@ def main():
              CHANNELS))
     row("where", "who", "save GiB/s", "restore GiB/s", "")
     lab = new_lab(binary)
+    lab.runtime = tempfile.mkdtemp(dir=SHM, prefix="ferry-bench-run-")
+    lab.on_close(lambda: subprocess.run(["rm", "-rf", lab.runtime]))
     try:
         for name, parent in (("disk", args.disk), ("tmpfs", SHM)):
             if name in only:
