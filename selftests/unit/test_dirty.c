@@ -186,6 +186,8 @@ static void child_main(struct target *t)
 
 /* ---- the parent ---- */
 
+static uint64_t size_bytes = SIZE; /* of the target's memory */
+
 static void wait_for(int *word, int value)
 {
 	uint64_t deadline = ferry_clock_in_ms(WAIT_MS);
@@ -216,11 +218,11 @@ static void *map_or_fail(void *at, size_t len, int flags, int fd)
 /* An address good for huge pages, the same in the parent and the child. */
 static uint8_t *map_aligned(int fd)
 {
-	uint8_t *room = map_or_fail(NULL, SIZE + HUGE_SIZE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
+	uint8_t *room = map_or_fail(NULL, size_bytes + HUGE_SIZE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
 	uint8_t *at = (uint8_t *)(((uintptr_t)room + HUGE_SIZE - 1) & ~(HUGE_SIZE - 1));
 
-	munmap(room, SIZE + HUGE_SIZE);
-	return map_or_fail(at, SIZE, MAP_SHARED | MAP_FIXED, fd);
+	munmap(room, size_bytes + HUGE_SIZE);
+	return map_or_fail(at, size_bytes, MAP_SHARED | MAP_FIXED, fd);
 }
 
 static void fetch_uffd(struct target *t)
@@ -236,17 +238,17 @@ static void target_start_on(struct target *t, int fd)
 {
 	struct ferry_ram_block b = {
 		.name = "mem",
-		.size_bytes = SIZE,
+		.size_bytes = size_bytes,
 		.page_size = FERRY_PAGE_SIZE,
 		.fd = fd,
 	};
 
 	memset(t, 0, sizeof(*t));
 	assert_true(fd >= 0);
-	assert_int_equal(ftruncate(fd, (off_t)SIZE), 0);
+	assert_int_equal(ftruncate(fd, (off_t)size_bytes), 0);
 	t->mem = map_aligned(fd);
 	b.vmm_addr = (uintptr_t)t->mem;
-	t->shadow = map_or_fail(NULL, SIZE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
+	t->shadow = map_or_fail(NULL, size_bytes, MAP_PRIVATE | MAP_ANONYMOUS, -1);
 	t->control = map_or_fail(NULL, 4096, MAP_SHARED | MAP_ANONYMOUS, -1);
 	assert_int_equal(ferry_ram_add(&t->ram, &b, NULL), 0);
 	assert_int_equal(ferry_ram_map(&t->ram, true, NULL), 0);
@@ -257,7 +259,7 @@ static void target_start_on(struct target *t, int fd)
 	if (t->t.pid == 0)
 		child_main(t);
 	/* the parent writes, if at all, by ram.blocks[0].map */
-	munmap(t->mem, SIZE);
+	munmap(t->mem, size_bytes);
 	wait_for(&t->control->ready, 1);
 	fetch_uffd(t);
 }
@@ -273,7 +275,7 @@ static void target_end(struct target *t)
 	waitpid(t->t.pid, NULL, 0);
 	if (t->t.uffd >= 0)
 		close(t->t.uffd);
-	munmap(t->shadow, SIZE);
+	munmap(t->shadow, size_bytes);
 	munmap(t->control, 4096);
 	ferry_bitmap_free(&t->dirty);
 	ferry_ram_free(&t->ram);
@@ -352,6 +354,30 @@ static void reports_what_was_written(void **state)
 	assert_true(ferry_bitmap_test(&t.dirty, 0, 0));
 	d->ops->stop(d);
 	target_end(&t);
+}
+
+/* So large that several threads scan it: nothing is lost or invented where their parts meet. */
+static void parts_of_a_large_block(void **state)
+{
+	const uint64_t large = (1ul << 30) + 100 * FERRY_PAGE_SIZE, pages = large / FERRY_PAGE_SIZE;
+	const struct ferry_dirty_ops *ops = tracker(state);
+	struct ferry_dirty *d;
+	struct target t;
+
+	size_bytes = large;
+	target_start(&t);
+	d = expect_start(&t, ops);
+	expect_dirty(&t, d, 0, 0);
+	tell(&t, CMD_WRITE, pages / 2 - 200, 400, 0);
+	expect_dirty(&t, d, pages / 2 - 200, 400);
+	expect_dirty(&t, d, 0, 0);
+	tell(&t, CMD_WRITE, 0, 1, 0);
+	expect_dirty(&t, d, 0, 1);
+	tell(&t, CMD_WRITE, pages - 1, 1, 0);
+	expect_dirty(&t, d, pages - 1, 1);
+	d->ops->stop(d);
+	target_end(&t);
+	size_bytes = SIZE;
 }
 
 /* Every other page is a region of its own. */
@@ -924,6 +950,7 @@ int main(void)
 	const struct CMUnitTest pagemap[] = {
 		TEST(pagemap, reports_what_was_written),
 		TEST(pagemap, many_regions),
+		TEST(pagemap, parts_of_a_large_block),
 		TEST(pagemap, stop_leaves_nothing),
 		TEST(pagemap, dropped_entries),
 		TEST(pagemap, dropped_and_read_again),

@@ -543,6 +543,14 @@ int ferry_copy_final(struct ferry_copy *copy, struct ferry_error *err)
 	return r;
 }
 
+void ferry_copy_cut(struct ferry_copy *copy)
+{
+	if (copy->pool) {
+		copy_progress(copy, 0, 0);
+		ferry_multifd_send_abort(copy->pool);
+	}
+}
+
 void ferry_copy_hang_up(struct ferry_copy *copy)
 {
 	if (copy->pool) {

@@ -113,6 +113,9 @@ int ferry_copy_final(struct ferry_copy *copy, struct ferry_error *err);
 /** ferry_copy_flush() - barrier: every channel of the destination has loaded all of it. */
 int ferry_copy_flush(struct ferry_copy *copy, struct ferry_error *err);
 
+/** ferry_copy_cut() - end the connections of the channels, without waiting for their threads */
+void ferry_copy_cut(struct ferry_copy *copy);
+
 /** ferry_copy_hang_up() - close the channels; tracking goes on. Safe to repeat. */
 void ferry_copy_hang_up(struct ferry_copy *copy);
 

@@ -572,8 +572,8 @@ void ferry_source_run(struct ferry_job *job, struct ferry_outcome *out)
 	if (r) {
 		source_roll_back(&s, &err, out);
 	} else {
-		/* Tracking ends after the guest runs again, in source_free(). */
-		ferry_copy_hang_up(&s.copy);
+		/* Tracking and the channels' threads end after the guest runs again, in source_free(). */
+		ferry_copy_cut(&s.copy);
 		if (s.switching)
 			s.settle.pager = &s.pager;
 		ferry_settle_commit(&s.settle, out);

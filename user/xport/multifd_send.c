@@ -117,6 +117,7 @@ static void take_runs(struct channel *ch, uint64_t bytes_per_s)
 	struct ferry_multifd_send *pool = ch->pool;
 	unsigned int room = ferry_multifd_send_share(pool->queued_pages, pool->crew.channels,
 						     bytes_per_s);
+	bool full = pool->queue_count == QUEUE_RUNS;
 
 	ch->run_count = 0;
 	ch->run_pages = 0;
@@ -145,7 +146,10 @@ static void take_runs(struct channel *ch, uint64_t bytes_per_s)
 	}
 	ch->round = pool->round;
 	ch->watched = pool->watch && pool->params.page_sent;
-	pthread_cond_broadcast(&pool->crew.changed); /* room in the ring */
+	/* Room in the ring. Otherwise nobody waits for this, and waking the engine's thread for
+	 * each packet of a long run would take a processor from the channels. */
+	if (full && pool->queue_count < QUEUE_RUNS)
+		pthread_cond_broadcast(&pool->crew.changed);
 }
 
 enum work { WORK_PACKET, WORK_SYNC, WORK_END };
