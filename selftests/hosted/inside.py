@@ -258,6 +258,65 @@ def a_cancel_leaves_no_trace(lab):
     check_equal(trackers(), 0, "trackers that exist")
 
 
+class Limited:
+    """A control group of version 2 for one QEMU."""
+
+    def __init__(self, lab, qemu):
+        top = "/sys/fs/cgroup"
+        if not os.path.exists(top + "/cgroup.controllers"):
+            subprocess.run(["mount", "-t", "cgroup2", "none", top], check=True)
+        self.path, self.top, self.pid = top + "/" + qemu.name, top, qemu.pid
+        self.write(top + "/cgroup.subtree_control", "+cpu")
+        os.mkdir(self.path)
+        lab.on_close(self.remove)
+        self.write(self.path + "/cgroup.procs", self.pid)
+        self.before = self.limit()
+
+    @staticmethod
+    def write(path, value):
+        with open(path, "w") as file:
+            file.write(str(value))
+
+    def limit(self):
+        return read_text(self.path + "/cpu.max").strip()
+
+    def throttled(self):
+        return int(dict(line.split() for line in
+                        read_text(self.path + "/cpu.stat").splitlines())["nr_throttled"])
+
+    def remove(self):
+        self.write(self.top + "/cgroup.procs", self.pid)
+        os.rmdir(self.path)
+
+
+@test(timeout=60, cases={"cancel": ("cancel",), "kill": ("kill",)})
+def cpu_max_throttles(lab, how):
+    """--on-stall throttle by cpu.max of version 2: set, felt, and taken back on every way out."""
+    source = guest("vm")
+    group = Limited(lab, source)
+    check_equal(group.before, "max 100000", "the limit before")
+    recv = lab.recv(target())
+    send = lab.send(source, recv.listening, "--downtime-limit", 30, "--max-bandwidth", "2M",
+                    "--on-stall", "throttle")
+    event = send.wait_event(lambda e: e["event"] == "progress" and e["throttle"] >= 20, 40,
+                            "it is throttled")
+    check("throttling guest %d %%" % event["throttle"] in event["stall"], "progress: %s", event)
+    limit = group.limit()
+    check(re.fullmatch(r"\d+ \d+", limit), "cpu.max is %s", limit)
+    felt = group.throttled()
+    wait_until(lambda: group.throttled() > felt, 10, "the limit is felt")
+    if how == "kill":
+        os.kill(send.worker(), signal.SIGKILL)
+    else:
+        lab.run("cancel", source.id).check_code(0)
+    send.finish().check_code(1)
+    recv.finish()
+    check_equal(group.limit(), "max 100000", "the limit afterwards")
+    source.check_works()
+    source.check_clean()
+    saw("cpu.max was %s, the kernel stopped it %d times", limit, group.throttled())
+
+
 @test(timeout=60)
 def a_crash_is_put_right(lab):
     source = guest("vm")

@@ -16,15 +16,16 @@ flavour=${1:-standard}
 slow=5
 limit=420
 tests='doctor_says_so a_plain_peer_is_refused a_view_is_for_the_kmod_tracker_alone
-	a_cancel_leaves_no_trace a_crash_is_put_right a_view_left_behind_is_no_hindrance
-	a_peer_with_a_view_is_seen a_vmm_with_libferry nothing_is_left without_the_module
+	a_cancel_leaves_no_trace cpu_max_throttles/kill
+	a_crash_is_put_right a_view_left_behind_is_no_hindrance a_peer_with_a_view_is_seen
+	a_vmm_with_libferry nothing_is_left without_the_module
 	a_lost_write_is_found'
 if [ -n "${FERRY_TEST_LONG:-}" ]; then
 	limit=900
 	cpu=EPYC,+svm,+npt,-cx16
 	machine_modules=kvm-amd
 	machine_append=mitigations=off # or it warns of what such a processor lacks
-	tests="$tests a_kvm_guest_is_switched a_vmm_under_kvm"
+	tests="${tests%%cpu_max*}cpu_max_throttles/cancel ${tests#*no_trace } a_kvm_guest_is_switched a_vmm_under_kvm"
 fi
 # Only these, for whoever works on them.
 tests=${FERRY_ONLY:-$tests}
