@@ -164,34 +164,6 @@ def on_the_wire(lab, options, smaller):
         check(send.result["sent_bytes"] >= memory, "pages without data? %s", send.result)
 
 
-@test()
-def the_eta_counts_pages(lab):
-    """What is to go is so many pages, whatever they take on the line; the limit is one of the line.
-
-    That it is exactly pages by their pace is for test_stats to show; here, that it gets there."""
-    guest = lab.guest()
-    target, recv, send = two_on_loopback(lab, guest, ("--compress", "zstd", "--max-bandwidth",
-                                                      "8M"))
-    seen = []
-
-    def enough(event):
-        if event["event"] == "progress" and event["percent"] > 15 and event not in seen:
-            seen.append(event)
-        return len(seen) >= 4
-    send.wait_event(enough, 30, "four estimates")
-    lab.run("set", guest.qemu.id, "max-bandwidth=1G").check_code(0)
-    check_completed(send, recv)
-    guest.moved(target)
-    total = send.result["ram_bytes"]
-    eta = sum(e["eta_ns"] for e in seen) / 1e9
-    raw = sum(total * (100 - e["percent"]) / 100 / e["bytes_per_s"] for e in seen)
-    check(eta < 0.9 * raw, "%.1f s to go, raw it would be %.1f s", eta, raw)
-    check(eta > 0.05 * raw, "%.1f s to go, raw it would be %.1f s", eta, raw)
-    check(max(e["percent"] for e in seen) > seen[0]["percent"], "no progress: %s", seen)
-    rate = sum(e["bytes_per_s"] for e in seen) / len(seen)
-    check(rate < 12 << 20, "%d bytes/s", rate)
-
-
 @test(cases={"none": ("none",), "auto": ("auto",), "pagemap": ("pagemap",)})
 def trackers(lab, name):
     send, _ = migrate(lab, lab.guest(), lab.destination(), "--tracker", name)

@@ -135,6 +135,37 @@ def a_throttle_is_lifted(lab, how):
     guest.qemu.check_clean()
 
 
+@test(timeout=60)
+def the_eta_counts_pages(lab):
+    """Every other page is zero and takes nothing on the line, whose pace is fixed: by bytes there
+    would seem to be twice as long to go."""
+    lab.engine = "threads"
+    lab.shape = ("--ram", "64M", "--vcpus", "2")
+    lab.work = ("--working-set", "48M", "--zero-share", "50", "--dirty-rate", "20000")
+    guest, target = lab.guest(), lab.destination()
+    wait_until(lambda: guest.qemu.ask()["work"] > 3 * 12288, 30, "all of its memory was written")
+    recv = lab.recv(target, "tcp:127.0.0.1:0")
+    send = lab.send(guest.qemu, recv.listening, "--max-bandwidth", "5M", "--downtime-limit", 30)
+    seen = []
+
+    def enough(event):
+        if event["event"] == "progress" and event["round"] == 1 and event["percent"] > 10 and \
+                event not in seen:
+            seen.append(event)
+        return len(seen) >= 3
+    send.wait_event(enough, 30, "three estimates")
+    lab.run("cancel", guest.qemu.id).check_code(0)
+    for ferry in (send, recv):
+        ferry.finish().check_code(1)
+    pace = (seen[-1]["percent"] - seen[0]["percent"]) / (seen[-1]["t_ns"] - seen[0]["t_ns"])
+    ratio = sum(e["eta_ns"] for e in seen) / sum((100 - e["percent"]) / pace for e in seen)
+    check(0.7 < ratio < 1.4, "%.2f of the time it would take is said to be left: %s", ratio, seen)
+    rate = sum(e["bytes_per_s"] for e in seen) / len(seen)
+    check(rate < 7 << 20, "%d bytes/s", rate)
+    guest.check_good()
+    guest.qemu.check_clean()
+
+
 @test(timeout=60, cases={name: (name,) for name in ("kvm", "threads")})
 def refused(lab, engine):
     """A destination that the guest does not fit is refused, and the guest runs on."""
