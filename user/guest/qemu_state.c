@@ -3,7 +3,7 @@
  * Device state: QEMU's own migration stream without the shared RAM.
  *
  * Save and load are in the downtime, so each is as few QMP round trips as can
- * be. Save: migrate, (a thread drains the socket to its end), one
+ * be. Save: getfd, migrate, (a thread drains the socket to its end), one
  * query-migrate. QEMU closes its end after it has set the final status, so the
  * end of the stream is the news and nothing is polled meanwhile. The thread is
  * needed because QEMU may write more than a socket buffer before it answers
@@ -140,7 +140,7 @@ static int drain_some(struct drain *d)
 		return 1;
 	if (n < 0)
 		return errno == EINTR || errno == EAGAIN ? 0 : -errno;
-	/* One that stopped reading says why when it is asked to the end; the other must be heard out. */
+	/* One that stopped reading is asked why later; the other must be heard out. */
 	if (d->heir && !d->heir->written)
 		d->heir->written = ferry_io_write(d->heir->loading, d->buf + d->bytes, (size_t)n,
 						  d->deadline_ns);
