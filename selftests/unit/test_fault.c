@@ -560,7 +560,10 @@ static void waits_are_counted(void **state)
 	assert_true(ferry_fault_waits_add(&w, 1, 5, 102, 3000));
 	for (i = 0; i < 100; i++)
 		assert_true(ferry_fault_waits_add(&w, 2, i, 200, 0));
+	assert_false(ferry_fault_waits_any(&w, 0, 0, 5));
 	assert_int_equal(ferry_fault_waits_end(&w, 0, 0, 5, 4000), 0);
+	assert_true(ferry_fault_waits_any(&w, 0, 5, 1));
+	assert_false(ferry_fault_waits_any(&w, 1, 6, 1));
 	assert_int_equal(ferry_fault_waits_end(&w, 0, 5, 1, 1000 + 1500), 2);
 	assert_int_equal(w.stats.histogram[1], 1); /* 1.5 us */
 	assert_int_equal(w.stats.histogram[0], 1); /* 0.5 us */

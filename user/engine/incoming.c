@@ -446,6 +446,7 @@ int ferry_incoming_line(struct ferry_incoming *in, int fault_fd, struct ferry_er
 		.checksum = in->config.flags & FERRY_WIRE_CONFIG_CHECKSUM,
 		.sink = &in->sink,
 		.mapped = true,
+		.urgent = true,
 		.name = "fault channel",
 		.ended = line_ended,
 		.ctx = in,

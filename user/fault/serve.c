@@ -34,6 +34,7 @@
 #include "base/clock.h"
 #include "base/io.h"
 #include "base/log.h"
+#include "base/sched.h"
 #include "fault/waits.h"
 #include "ram/sparse.h"
 
@@ -136,6 +137,7 @@ static void *serve(void *arg)
 	struct pollfd fds[FERRY_FAULT_MAX_MAPPERS + 1];
 	unsigned int i;
 
+	ferry_sched_prompt();
 	for (i = 0; i < f->n_mappers; i++)
 		fds[i] = (struct pollfd){ .fd = f->mappers[i].uffd, .events = POLLIN };
 	fds[f->n_mappers] = (struct pollfd){ .fd = f->quit_fd, .events = POLLIN };
@@ -251,12 +253,13 @@ err_free:
 int ferry_fault_placed(struct ferry_fault *f, unsigned int block, uint64_t first, uint64_t pages,
 		       bool zero)
 {
-	unsigned int i, waited;
+	bool waited;
+	unsigned int i;
 	int r = 0;
 
 	pthread_mutex_lock(&f->lock);
 	ferry_fault_pages_place(f->pages, block, first, pages);
-	waited = ferry_fault_waits_end(&f->waits, block, first, pages, ferry_clock_ns());
+	waited = ferry_fault_waits_any(&f->waits, block, first, pages);
 	pthread_mutex_unlock(&f->lock);
 	for (i = 0; i < f->n_mappers && !r; i++) {
 		if (!zero)
@@ -266,6 +269,12 @@ int ferry_fault_placed(struct ferry_fault *f, unsigned int block, uint64_t first
 		/* One process of several may end; the VMM's end is noticed by who talks to it. */
 		if (r == -ESRCH && i)
 			r = 0;
+	}
+	/* Not before: we may have lost the processor in between. */
+	if (waited) {
+		pthread_mutex_lock(&f->lock);
+		ferry_fault_waits_end(&f->waits, block, first, pages, ferry_clock_ns());
+		pthread_mutex_unlock(&f->lock);
 	}
 	return r;
 }

@@ -112,20 +112,35 @@ bool ferry_fault_waits_add(struct ferry_fault_waits *w, unsigned int block, uint
 	return first;
 }
 
+static bool is_in(const struct ferry_fault_wait *wait, unsigned int block, uint64_t first,
+		  uint64_t pages)
+{
+	return wait->block == block && wait->page >= first && wait->page - first < pages;
+}
+
+bool ferry_fault_waits_any(const struct ferry_fault_waits *w, unsigned int block, uint64_t first,
+			   uint64_t pages)
+{
+	unsigned int i;
+
+	for (i = 0; i < w->count; i++)
+		if (is_in(&w->list[i], block, first, pages))
+			return true;
+	return false;
+}
+
 unsigned int ferry_fault_waits_end(struct ferry_fault_waits *w, unsigned int block,
 				   uint64_t first, uint64_t pages, uint64_t now_ns)
 {
 	unsigned int i = 0, ended = 0;
 
 	while (i < w->count) {
-		struct ferry_fault_wait *wait = &w->list[i];
-
-		if (wait->block != block || wait->page < first || wait->page - first >= pages) {
+		if (!is_in(&w->list[i], block, first, pages)) {
 			i++;
 			continue;
 		}
-		account(w, wait, now_ns);
-		*wait = w->list[--w->count];
+		account(w, &w->list[i], now_ns);
+		w->list[i] = w->list[--w->count];
 		ended++;
 	}
 	return ended;

@@ -39,7 +39,11 @@ struct ferry_fault_waits {
 bool ferry_fault_waits_add(struct ferry_fault_waits *w, unsigned int block, uint64_t page,
 			   pid_t tid, uint64_t now_ns);
 
-/** ferry_fault_waits_end() - these pages are there. Return: how many waited. */
+/** ferry_fault_waits_any() - does anybody wait for one of these pages? */
+bool ferry_fault_waits_any(const struct ferry_fault_waits *w, unsigned int block, uint64_t first,
+			   uint64_t pages);
+
+/** ferry_fault_waits_end() - who waited for these pages goes on. Return: how many that were. */
 unsigned int ferry_fault_waits_end(struct ferry_fault_waits *w, unsigned int block,
 				   uint64_t first, uint64_t pages, uint64_t now_ns);
 

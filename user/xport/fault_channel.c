@@ -8,6 +8,7 @@
 
 #include "base/clock.h"
 #include "base/io.h"
+#include "base/sched.h"
 #include "ram/zero.h"
 #include "wire/wire.h"
 #include "xport/crew.h"
@@ -121,6 +122,7 @@ static void *serve(void *arg)
 {
 	struct ferry_page_server *s = arg;
 
+	ferry_sched_prompt();
 	while (!serve_one(s))
 		;
 	if (s->params.ended)

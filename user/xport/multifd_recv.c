@@ -38,6 +38,7 @@
 #include "base/clock.h"
 #include "base/io.h"
 #include "base/log.h"
+#include "base/sched.h"
 #include "ram/hash.h"
 #include "wire/wire.h"
 #include "xport/compress.h"
@@ -47,6 +48,12 @@
 
 /* Two system calls and the pipe cost more than copying less than this. */
 #define SPLICE_MIN_PAGES 16u
+
+/*
+ * Who touches a page that has been claimed waits until all that was claimed with it is shown,
+ * also if the channel has lost the processor meanwhile. Fewer at a time are dearer to show.
+ */
+#define CLAIM_PAGES 16u
 
 #define BUFFER_BYTES (FERRY_WIRE_MAX_PACKET_PAGES * FERRY_PAGE_SIZE)
 
@@ -75,7 +82,7 @@ struct ferry_multifd_recv {
 	struct ferry_bitmap *received;
 	uint8_t codec;
 	bool checksum;
-	bool mapped;
+	bool mapped, urgent;
 	const struct ferry_multifd_sink *sink; /* atomic */
 	const char *name;
 	void (*ended)(void *ctx);
@@ -262,31 +269,64 @@ static int cannot_write(struct channel *ch, const struct ferry_ram_block *block,
 	return fail(ch, -r, "writing to memory block '%s': %s", block->name, strerror(-r));
 }
 
+/* The block's turn, where one has to be had. */
+static void turn_begins(struct channel *ch, unsigned int block)
+{
+	if (!ch->pool->mapped)
+		pthread_mutex_lock(&ch->pool->writing[block]);
+}
+
+static void turn_ends(struct channel *ch, unsigned int block)
+{
+	if (!ch->pool->mapped)
+		pthread_mutex_unlock(&ch->pool->writing[block]);
+}
+
+/* In the block's turn. */
 static int write_pages(struct channel *ch, unsigned int index, uint64_t first, uint64_t pages,
 		       const uint8_t *data)
 {
 	const struct ferry_ram_block *block = &ch->pool->ram->blocks[index];
-	pthread_mutex_t *writing = &ch->pool->writing[index];
-	int r;
 
-	if (ch->pool->mapped) {
-		r = ferry_ram_write(block, first, pages, data);
-	} else {
-		pthread_mutex_lock(writing);
-		r = ferry_io_pwrite(block->fd, data, (size_t)pages << FERRY_PAGE_SHIFT,
-				    (off_t)(block->fd_off_bytes + (first << FERRY_PAGE_SHIFT)));
-		pthread_mutex_unlock(writing);
-	}
-	return r ? cannot_write(ch, block, r) : 0;
+	if (ch->pool->mapped)
+		return ferry_ram_write(block, first, pages, data);
+	return ferry_io_pwrite(block->fd, data, (size_t)pages << FERRY_PAGE_SHIFT,
+			       (off_t)(block->fd_off_bytes + (first << FERRY_PAGE_SHIFT)));
 }
 
 static int load_normal(struct channel *ch, const struct ferry_wire_extent *e, const uint8_t *data)
 {
-	int r = write_pages(ch, e->block, e->first_page, e->pages, data);
+	int r;
 
+	turn_begins(ch, e->block);
+	r = write_pages(ch, e->block, e->first_page, e->pages, data);
+	turn_ends(ch, e->block);
+	if (r)
+		return cannot_write(ch, &ch->pool->ram->blocks[e->block], r);
+	ferry_bitmap_set_atomic(ch->pool->received, e->block, e->first_page, e->pages);
+	return 0;
+}
+
+/*
+ * Claim pages and write them. Not before it is our turn to write: a page that is claimed is one
+ * that nobody else brings.
+ */
+static int claim_and_write(struct channel *ch, const struct ferry_multifd_sink *sink,
+			   unsigned int block, uint64_t first, uint64_t *pages, const uint8_t *data)
+{
+	int r = 0;
+
+	if (*pages > CLAIM_PAGES)
+		*pages = CLAIM_PAGES;
+	turn_begins(ch, block);
+	*pages = sink->claim(sink->ctx, block, first, *pages);
+	if (*pages)
+		r = write_pages(ch, block, first, *pages, data);
+	turn_ends(ch, block);
 	if (!r)
-		ferry_bitmap_set_atomic(ch->pool->received, e->block, e->first_page, e->pages);
-	return r;
+		return 0;
+	sink->unclaim(sink->ctx, block, first, *pages);
+	return cannot_write(ch, &ch->pool->ram->blocks[block], r);
 }
 
 /* Bring what nobody else does; @data is NULL for zeros, which are holes there already. */
@@ -297,19 +337,18 @@ static int load_claimed(struct channel *ch, const struct ferry_multifd_sink *sin
 	int r = 0;
 
 	while (done < e->pages && !r) {
-		uint64_t first = e->first_page + done, n;
+		uint64_t first = e->first_page + done, n = e->pages - done;
 
-		n = sink->claim(sink->ctx, e->block, first, e->pages - done);
-		if (!n) {
-			n = sink->skip(sink->ctx, e->block, first, e->pages - done);
-			done += n;
-			continue;
-		}
 		if (data)
-			r = write_pages(ch, e->block, first, n, data + (done << FERRY_PAGE_SHIFT));
-		if (r) {
-			sink->unclaim(sink->ctx, e->block, first, n);
+			r = claim_and_write(ch, sink, e->block, first, &n,
+					    data + (done << FERRY_PAGE_SHIFT));
+		else
+			n = sink->claim(sink->ctx, e->block, first, n);
+		if (r)
 			return r;
+		if (!n) {
+			done += sink->skip(sink->ctx, e->block, first, e->pages - done);
+			continue;
 		}
 		r = sink->placed(sink->ctx, e->block, first, n, !data);
 		if (r)
@@ -449,6 +488,8 @@ static void *run_channel(void *arg)
 {
 	struct channel *ch = arg;
 
+	if (ch->pool->urgent)
+		ferry_sched_prompt();
 	while (!load_packet(ch))
 		;
 	if (ch->pool->ended)
@@ -516,6 +557,7 @@ int ferry_multifd_recv_create(const struct ferry_multifd_recv_params *params,
 	pool->checksum = params->checksum;
 	pool->sink = params->sink;
 	pool->mapped = params->mapped;
+	pool->urgent = params->urgent;
 	pool->name = params->name ? params->name : "multifd channel";
 	pool->ended = params->ended;
 	pool->ctx = params->ctx;

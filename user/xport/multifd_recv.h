@@ -42,6 +42,7 @@ struct ferry_multifd_recv_params {
 	uint8_t codec;		       /* enum ferry_wire_codec that extents may have beside raw */
 	bool checksum;		       /* every extent must carry one */
 	bool mapped; /* write through the blocks' mappings, where there are any */
+	bool urgent; /* a guest waits for all that comes */
 	const struct ferry_multifd_sink *sink; /* from the first packet on; NULL none */
 	const char *name; /* of a channel, in errors; NULL "multifd channel" */
 	/* Called by each channel's thread as it ends: no more good can come. May be NULL. */
