@@ -47,12 +47,15 @@ static struct lab {
 	unsigned int placed[2][PAGES]; /* how often */
 	unsigned int zeros;
 	unsigned int ended;
+	bool again; /* what is on its way already is sent once more */
 } lab;
 
 static uint64_t take(void *ctx, unsigned int block, uint64_t first, uint64_t pages)
 {
+	uint64_t n = ferry_bitmap_take_atomic(&lab.left, block, first, pages);
+
 	(void)ctx;
-	return ferry_bitmap_take_atomic(&lab.left, block, first, pages);
+	return n || !lab.again ? n : 1;
 }
 
 static void server_ended(void *ctx)
@@ -270,6 +273,22 @@ static void once(void **state)
 	expect_served(3, 3, 3); /* nothing was filled */
 }
 
+/* Unless who serves says that it shall go again: then nobody has to wait for the other copy. */
+static void once_more(void **state)
+{
+	(void)state;
+	lab.again = true;
+	fill(0, 3, 0x33);
+	start_server(false);
+	start_recv(false);
+	assert_int_equal(ferry_bitmap_take_atomic(&lab.left, 0, 3, 1), 1);
+	assert_int_equal(ferry_page_asker_ask(&lab.asker, 0, 2, 3), 0);
+	await(&lab.placed[0][4]);
+	assert_int_equal(lab.placed[0][3], 1);
+	assert_int_equal(arrived(0, 3), 0x33);
+	expect_served(1, 3, 2);
+}
+
 /* A page that is here is not written again, whatever comes. */
 static void late_copy(void **state)
 {
@@ -359,6 +378,7 @@ int main(void)
 #define WITH_LAB(test) cmocka_unit_test_setup_teardown(test, setup, teardown)
 	const struct CMUnitTest tests[] = {
 		WITH_LAB(asked_and_answered), WITH_LAB(once),	    WITH_LAB(late_copy),
+		WITH_LAB(asked_and_answered), WITH_LAB(once_more),	    WITH_LAB(late_copy),
 		WITH_LAB(lost_line),	      WITH_LAB(deaf_peer),  WITH_LAB(bad_requests),
 	};
 

@@ -2,10 +2,10 @@
 /*
  * Postcopy at the source.
  *
- * "left" has a bit for each page that the destination lacks. Two take pages out of it, each
- * page one of them:
+ * "left" has a bit for each page that the destination lacks. Two take pages out of it:
  *
- *   the server's thread   what is asked for on the fault channel, at once
+ *   the server's thread   what is asked for on the fault channel, at once; also what the others
+ *                         have taken, for it may be far from there yet
  *   the migration thread  the rest, a few packets ahead of what the multifd channels have
  *                         sent, so that a page that is asked for seldom waits in their queue; it
  *                         goes on behind the page that was asked for last, for the next
@@ -248,6 +248,12 @@ static uint64_t serve_take(void *ctx, unsigned int block, uint64_t first, uint64
 
 	took(p, n);
 	ferry_release_served(&p->release, block, first, n);
+	/*
+	 * It is on its way on a channel, behind a megabyte perhaps, and there it may stand behind
+	 * other things too: once more. Whichever copy comes first counts.
+	 */
+	if (!n && !p->release.on)
+		n = 1;
 	__atomic_store_n(&p->asked_ns, ferry_clock_ns(), __ATOMIC_RELAXED);
 	__atomic_store_n(&p->hint, (uint64_t)block << PAGER_HINT_SHIFT | (first + pages),
 			 __ATOMIC_RELAXED);

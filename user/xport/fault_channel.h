@@ -22,7 +22,7 @@ struct ferry_page_server_params {
 	int fd; /* the server's to close once create succeeded */
 	const struct ferry_ram *ram; /* read by pread(2); outlives the server */
 	bool checksum;
-	/* Pages are asked for. Return: how many from @first on were not sent and are the server's. */
+	/* Pages are asked for. Return: how many from @first on the server shall send; 0: not @first. */
 	uint64_t (*take)(void *ctx, unsigned int block, uint64_t first, uint64_t pages);
 	/* Called once, by the thread, when no more good can come. */
 	void (*ended)(void *ctx);
