@@ -5,7 +5,9 @@
 faults      a guest that writes all over its memory moves by postcopy. How long its threads
             waited for pages is told by each program's own fault thread; beside it the least
             a fault can take: a round trip of a request and a page on the same line, and one
-            UFFDIO_CONTINUE, measured by selftests/bench/roundtrip.c in the same run. Also over
+            UFFDIO_CONTINUE, measured by selftests/bench/roundtrip.c in the same run: with the
+            machine to itself ("alone", which "ratio fault-p50" is by), and once a
+            millisecond while ferry moves that guest ("beside", "ratio fault-p50-beside"). Also over
             lines with a delay each way, made by a relay (roundtrip delay): this needs no
             netem, which not every kernel has
 background  an idle guest with filled RAM: GiB/s from the start to the last page by 1, 2, 4
@@ -65,7 +67,7 @@ def least_ns(delay_us, count=2000):
     try:
         run = subprocess.run([ROUNDTRIP, "ask", str(port), str(count)], stdout=subprocess.PIPE,
                              text=True, check=True)
-        trip, _, show, _ = map(int, run.stdout.split())
+        trip, _, show = list(map(int, run.stdout.split()))[:3]
         return trip, show
     finally:
         for tool in tools:
@@ -80,9 +82,28 @@ def capabilities(qemu, *names):
         if n in known])
 
 
+class Beside:
+    """The same beside a move, once a millisecond: under its load."""
+
+    def __init__(self):
+        port = free_port()
+        self.tool = Tool("serve", port)
+        self.asks = subprocess.Popen([ROUNDTRIP, "beside", str(port), "60000"],
+                                     stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def end(self):
+        """p50 and p99 of round trip with CONTINUE, in ns."""
+        try:
+            times = [int(t) for t in self.asks.communicate("", timeout=10)[0].split()]
+        finally:
+            self.asks.kill()
+            self.tool.end()
+        return times[0] + times[2], times[1] + times[3]
+
+
 class Moved:
     """What one move was like; times in seconds but for the faults' ns."""
-    p50 = p99 = longest = faults = first = total = None
+    p50 = p99 = longest = faults = first = total = beside = None
 
 
 def relayed(port, delay_us, tools):
@@ -98,13 +119,18 @@ def by_ferry(lab, source, target, delay_us, *args):
     try:
         recv = lab.recv(target, "tcp:127.0.0.1:0")
         port = relayed(int(recv.listening.rsplit(":", 1)[1]), delay_us, tools)
-        send = lab.send(source, "tcp:127.0.0.1:%d" % port, "--postcopy", "now", *args)
-        send.finish(60).check_code(0)
-        recv.finish().check_code(0)
+        beside = None if delay_us else Beside()
+        try:
+            send = lab.send(source, "tcp:127.0.0.1:%d" % port, "--postcopy", "now", *args)
+            send.finish(60).check_code(0)
+            recv.finish().check_code(0)
+        finally:
+            least = beside and beside.end()
     finally:
         for tool in tools:
             tool.end()
     moved, r = Moved(), recv.result
+    moved.beside = least
     moved.p50, moved.p99 = r["fault_p50_ns"], r["fault_p99_ns"]
     moved.longest, moved.faults = r["blocktime_max_ns"], r["faults"]
     moved.first, moved.total = send.result["downtime_ns"] / 1e9, send.result["total_ns"] / 1e9
@@ -211,7 +237,11 @@ def faults(binary, rounds, delays, peers, last):
                 found[peer].append(fault_move(binary, peer, delay_us))
             least.append(least_ns(delay_us))
         print("%-8d %-13s %s + CONTINUE %s" % (
-            delay_us, "least", us([t for t, _ in least]), us([s for _, s in least], 1)))
+            delay_us, "least alone", us([t for t, _ in least]), us([s for _, s in least], 1)))
+        beside = [m.beside for m in found["ferry"] if m.beside]
+        if beside:
+            print("%-8d %-13s %-19s %s" % (delay_us, "least beside", us([b[0] for b in beside]),
+                                           us([b[1] for b in beside])))
         for peer in peers:
             of = found[peer]
             print("%-8d %-13s %-19s %-19s %-17s %-13s %-20s %-18s %s, %s" % (
@@ -223,6 +253,9 @@ def faults(binary, rounds, delays, peers, last):
         name = "fault-p50" + ("-%dus" % delay_us if delay_us else "")
         last.append("ratio %s: %s" % (name, spread([m.p50 / (t + s) for m, (t, s) in
                                                     zip(found["ferry"], least)])))
+        if beside:
+            last.append("ratio fault-p50-beside: %s" % spread([
+                m.p50 / m.beside[0] for m in found["ferry"]]))
 
 
 # ---------------------------------------------------------------- background

@@ -1,10 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /*
  * What a page fault over a line cannot be faster than: one small request, one page back, and
- * UFFDIO_CONTINUE, all by threads that have nothing else to do.
+ * UFFDIO_CONTINUE, all by threads that have nothing else to do and, as ferry's, ask for short
+ * turns of the processor.
  *
  *	roundtrip serve PORT		answer until the first connection ends
- *	roundtrip ask PORT COUNT	prints p50 and p99 in ns of round trip, of CONTINUE
+ *	roundtrip ask PORT COUNT	prints p50 and p99 in ns of round trip, of CONTINUE, and of
+ *					both with what is between, and how many there were
+ *	roundtrip beside PORT COUNT	the same, one each millisecond, until its input ends or
+ *					there were COUNT: beside something else
  *	roundtrip delay PORT TO US	a relay that keeps everything back for so long, each way
  */
 #include <arpa/inet.h>
@@ -13,6 +17,7 @@
 #include <linux/userfaultfd.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <poll.h>
 #include <pthread.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -29,6 +34,21 @@
 #define REQUEST_BYTES 20
 #define ANSWER_BYTES (56 + 4096)
 #define PAGE 4096ul
+
+/* As ferry_sched_prompt() does. */
+static void prompt(void)
+{
+	struct {
+		uint32_t size, policy;
+		uint64_t flags;
+		int32_t nice;
+		uint32_t priority;
+		uint64_t runtime_ns, deadline_ns, period_ns;
+	} attr = { .size = 48, .runtime_ns = 100000 };
+
+	if (syscall(SYS_sched_setattr, 0, &attr, 0))
+		perror("sched_setattr");
+}
 
 static uint64_t now_ns(void)
 {
@@ -101,6 +121,7 @@ static int serve(const char *port)
 	static char request[REQUEST_BYTES], answer[ANSWER_BYTES];
 	int fd = plain(accept(listen_at(port), NULL, NULL));
 
+	prompt();
 	while (!all(fd, request, sizeof(request), 0) && !all(fd, answer, sizeof(answer), 1))
 		;
 	return 0;
@@ -139,36 +160,56 @@ static int by_size(const void *a, const void *b)
 	return x < y ? -1 : x > y;
 }
 
-static int ask(const char *port, size_t count)
+enum { TRIP, SHOW, WHOLE, TIMES };
+
+/* Page @i is asked for, comes and is shown. */
+static void one(int fd, const struct shown *s, size_t i, uint64_t *times[TIMES])
 {
-	uint64_t *trips = calloc(count, sizeof(*trips)), *shows = calloc(count, sizeof(*shows));
+	struct uffdio_continue c = { .range = { (uintptr_t)s->map + i * PAGE, PAGE } };
 	static char request[REQUEST_BYTES], answer[ANSWER_BYTES];
+	uint64_t begin = now_ns(), came, written;
+
+	if (all(fd, request, sizeof(request), 1) || all(fd, answer, sizeof(answer), 0))
+		die("line");
+	came = now_ns();
+	if (pwrite(s->memfd, answer, PAGE, (off_t)(i * PAGE)) != (ssize_t)PAGE)
+		die("pwrite");
+	written = now_ns();
+	if (ioctl(s->uffd, UFFDIO_CONTINUE, &c))
+		die("UFFDIO_CONTINUE");
+	times[WHOLE][i] = now_ns() - begin;
+	times[TRIP][i] = came - begin;
+	times[SHOW][i] = now_ns() - written;
+}
+
+/* Return: false when the input has ended. */
+static int pause_ms(int ms)
+{
+	struct pollfd input = { .fd = 0, .events = POLLIN };
+
+	return poll(&input, 1, ms) == 0;
+}
+
+static int ask(const char *port, size_t count, int beside)
+{
+	uint64_t *times[TIMES];
 	int fd = connect_to(port);
 	struct shown s;
 	size_t i;
 
+	for (i = 0; i < TIMES; i++)
+		times[i] = calloc(count, sizeof(*times[i]));
 	show_begin(&s, count);
-	for (i = 0; i < count; i++) {
-		struct uffdio_continue c = { .range = { (uintptr_t)s.map + i * PAGE, PAGE } };
-		uint64_t begin = now_ns(), half;
-
-		if (all(fd, request, sizeof(request), 1) || all(fd, answer, sizeof(answer), 0))
-			die("line");
-		half = now_ns();
-		if (pwrite(s.memfd, answer, PAGE, (off_t)(i * PAGE)) != (ssize_t)PAGE)
-			die("pwrite");
-		begin = half - begin;
-		half = now_ns();
-		if (ioctl(s.uffd, UFFDIO_CONTINUE, &c))
-			die("UFFDIO_CONTINUE");
-		trips[i] = begin;
-		shows[i] = now_ns() - half;
+	prompt();
+	for (i = 0; i < count && (!beside || pause_ms(1)); i++)
+		one(fd, &s, i, times);
+	count = i;
+	for (i = 0; i < TIMES; i++) {
+		qsort(times[i], count, sizeof(*times[i]), by_size);
+		printf("%llu %llu ", count ? (unsigned long long)times[i][count / 2] : 0,
+		       count ? (unsigned long long)times[i][count * 99 / 100] : 0);
 	}
-	qsort(trips, count, sizeof(*trips), by_size);
-	qsort(shows, count, sizeof(*shows), by_size);
-	printf("%llu %llu %llu %llu\n", (unsigned long long)trips[count / 2],
-	       (unsigned long long)trips[count * 99 / 100], (unsigned long long)shows[count / 2],
-	       (unsigned long long)shows[count * 99 / 100]);
+	printf("%zu\n", count);
 	return 0;
 }
 
@@ -285,9 +326,11 @@ int main(int argc, char **argv)
 	if (argc == 3 && !strcmp(argv[1], "serve"))
 		return serve(argv[2]);
 	if (argc == 4 && !strcmp(argv[1], "ask") && atoi(argv[3]) > 0)
-		return ask(argv[2], (size_t)atoi(argv[3]));
+		return ask(argv[2], (size_t)atoi(argv[3]), 0);
+	if (argc == 4 && !strcmp(argv[1], "beside") && atoi(argv[3]) > 0)
+		return ask(argv[2], (size_t)atoi(argv[3]), 1);
 	if (argc == 5 && !strcmp(argv[1], "delay"))
 		return delay(argv[2], argv[3], strtoull(argv[4], NULL, 10) * 1000);
-	fprintf(stderr, "usage: roundtrip serve PORT | ask PORT COUNT | delay PORT TO US\n");
+	fprintf(stderr, "usage: roundtrip serve PORT | (ask|beside) PORT COUNT | delay PORT TO US\n");
 	return 2;
 }
