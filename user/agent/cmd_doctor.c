@@ -114,18 +114,8 @@ static int doctor_kmod(struct ferry_error *err)
 	return doctor_tracker(&ferry_dirty_kmod, err);
 }
 
-static int doctor_postcopy(struct ferry_error *err)
-{
-	return ferry_error_set(err, EOPNOTSUPP, "postcopy is not built yet");
-}
-
-static int doctor_snapshot(struct ferry_error *err)
-{
-	return ferry_error_set(err, EOPNOTSUPP, "snapshot files are not built yet");
-}
-
-/* What loading touches is kept by stopping whoever touches it. */
-static int doctor_cpr(struct ferry_error *err)
+/* Whoever touches memory is stopped: what it takes to bring, or to keep, a page first. */
+static int doctor_faults(struct ferry_error *err)
 {
 	struct ferry_ram_block block = { .name = "doctor", .size_bytes = FERRY_PAGE_SIZE,
 					 .page_size = FERRY_PAGE_SIZE };
@@ -151,9 +141,9 @@ static const struct doctor_check doctor_checks[] = {
 	{ "tracker-pagemap", "migrating while the guest runs", false, doctor_pagemap },
 	{ "tracker-softdirty", "the same on kernels before 6.7", false, doctor_softdirty },
 	{ "tracker-kmod", "tracking every writer", false, doctor_kmod },
-	{ "postcopy", "running first, moving the rest after", false, doctor_postcopy },
-	{ "snapshot-files", "save and restore", false, doctor_snapshot },
-	{ "cpr", "changing the VMM under a guest", false, doctor_cpr },
+	{ "postcopy", "running first, moving the rest after", false, doctor_faults },
+	{ "snapshot-files", "save and restore", false, doctor_memfd },
+	{ "cpr", "changing the VMM under a guest", false, doctor_faults },
 };
 
 static void doctor_print(const struct doctor_check *c, int r, const struct ferry_error *err,
