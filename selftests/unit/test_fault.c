@@ -423,6 +423,23 @@ static void every_process_is_served(void **state)
 	touch_end(&c, 0);
 }
 
+/* With all pages there memory is as any other: what is missing in it is zeros. */
+static void nothing_stays_armed(void **state)
+{
+	struct toucher a;
+
+	(void)state;
+	start(40, 2);
+	touch_start(&a, 0, 40);
+	wait_wanted(40, 1);
+	bring(40, 4);
+	touch_end(&a, 4);
+	ferry_fault_stop(lab.fault, true);
+	lab.fault = NULL;
+	touch_start(&a, 0, 41);
+	touch_end(&a, 0);
+}
+
 static void new_worker_takes_over(void **state)
 {
 	struct toucher a, b;
@@ -614,6 +631,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(placed_page_is_shown_again, setup, teardown),
 		cmocka_unit_test_setup_teardown(mapped_pages_are_noticed, setup, teardown),
 		cmocka_unit_test_setup_teardown(every_process_is_served, setup, teardown),
+		cmocka_unit_test_setup_teardown(nothing_stays_armed, setup, teardown),
 		cmocka_unit_test_setup_teardown(new_worker_takes_over, setup, teardown),
 		cmocka_unit_test_setup_teardown(swept_pages_do_not_fault, setup, teardown),
 		cmocka_unit_test_setup_teardown(races, setup, teardown),

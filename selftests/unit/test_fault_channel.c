@@ -8,6 +8,7 @@
 #include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -323,6 +324,30 @@ static void lost_line(void **state)
 	assert_int_equal(ferry_page_asker_ask(&lab.asker, 0, 1, 1), -ENOTCONN);
 }
 
+/* Who serves a new line has not heard which block was named on the old one. */
+static void new_line(void **state)
+{
+	struct ferry_wire_frame frame;
+	struct ferry_error err;
+	uint8_t *body = NULL;
+	int sv[2];
+
+	(void)state;
+	ferry_page_asker_set(&lab.asker, dup(lab.sv[1]));
+	assert_int_equal(ferry_page_asker_ask(&lab.asker, 1, 5, 1), 0);
+	assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, sv), 0);
+	ferry_page_asker_set(&lab.asker, sv[1]);
+	assert_int_equal(ferry_page_asker_ask(&lab.asker, 1, 6, 1), 0);
+	assert_int_equal(ferry_frame_recv(sv[0], &frame, &body, ferry_clock_in_ms(WAIT_MS), &err), 0);
+	assert_int_equal(frame.type, FERRY_WIRE_REQUEST_BLOCK);
+	free(body);
+	assert_int_equal(ferry_page_asker_ask(&lab.asker, 1, 7, 1), 0);
+	assert_int_equal(ferry_frame_recv(sv[0], &frame, &body, ferry_clock_in_ms(WAIT_MS), &err), 0);
+	assert_int_equal(frame.type, FERRY_WIRE_REQUEST);
+	free(body);
+	close(sv[0]);
+}
+
 /* A peer that never reads: no page fault may wait for it. */
 static void deaf_peer(void **state)
 {
@@ -377,9 +402,9 @@ int main(void)
 {
 #define WITH_LAB(test) cmocka_unit_test_setup_teardown(test, setup, teardown)
 	const struct CMUnitTest tests[] = {
-		WITH_LAB(asked_and_answered), WITH_LAB(once),	    WITH_LAB(late_copy),
-		WITH_LAB(asked_and_answered), WITH_LAB(once_more),	    WITH_LAB(late_copy),
-		WITH_LAB(lost_line),	      WITH_LAB(deaf_peer),  WITH_LAB(bad_requests),
+		WITH_LAB(asked_and_answered), WITH_LAB(once),	   WITH_LAB(once_more),
+		WITH_LAB(late_copy),	      WITH_LAB(lost_line), WITH_LAB(new_line),
+		WITH_LAB(deaf_peer),	      WITH_LAB(bad_requests),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
