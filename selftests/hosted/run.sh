@@ -16,7 +16,7 @@ flavour=${1:-standard}
 slow=5
 limit=420
 tests='doctor_says_so a_plain_peer_is_refused a_view_is_for_the_kmod_tracker_alone
-	a_cancel_leaves_no_trace cpu_max_throttles/kill
+	a_cancel_leaves_no_trace
 	a_crash_is_put_right a_view_left_behind_is_no_hindrance a_peer_with_a_view_is_seen
 	a_vmm_with_libferry nothing_is_left without_the_module
 	a_lost_write_is_found'
@@ -25,7 +25,8 @@ if [ -n "${FERRY_TEST_LONG:-}" ]; then
 	cpu=EPYC,+svm,+npt,-cx16
 	machine_modules=kvm-amd
 	machine_append=mitigations=off # or it warns of what such a processor lacks
-	tests="${tests%%cpu_max*}cpu_max_throttles/cancel ${tests#*no_trace } a_kvm_guest_is_switched a_vmm_under_kvm"
+	# They are about the guest that the ones before them are about.
+	tests="${tests%%a_crash*}cpu_max_throttles/cancel cpu_max_throttles/kill a_crash${tests#*a_crash} a_kvm_guest_is_switched a_vmm_under_kvm"
 fi
 # Only these, for whoever works on them.
 tests=${FERRY_ONLY:-$tests}
