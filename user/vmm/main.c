@@ -167,8 +167,9 @@ static int set_up(struct vmm *vmm)
 
 int main(int argc, char **argv)
 {
-	struct vmm vmm = { .paused = PAUSED_BY_PORT, .lock = PTHREAD_MUTEX_INITIALIZER,
-			   .ring_lock = PTHREAD_MUTEX_INITIALIZER };
+	/* Not on the stack: the vCPUs' threads, which end, may look at it after the last line here. */
+	static struct vmm vmm = { .paused = PAUSED_BY_PORT, .lock = PTHREAD_MUTEX_INITIALIZER,
+				  .ring_lock = PTHREAD_MUTEX_INITIALIZER };
 	int status;
 
 	vmm.opt = options_parse(argc, argv);
