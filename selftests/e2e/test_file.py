@@ -187,6 +187,17 @@ def stopped(lab, kind):
     lab.check_no_ferry()
 
 
+@test(timeout=30)
+def runs_while_it_is_synced(lab):
+    """It stands still until its memory is written, and not until the disk has it."""
+    guest = lab.guest()
+    save = lab.save(guest, fault="file-written:delay=1500")
+    save.wait_event(lambda e: e.get("state") == "device", 10, "it is stopped")
+    wait_until(guest.qemu.running, 10, "it runs again")
+    check(not os.path.exists(lab.path()), "it ran again only when the file was there")
+    saved(save, guest)
+
+
 @test(timeout=60, cases=KINDS)
 def lazy(lab, kind):
     """It runs before its memory is read; what it touches is read first."""
