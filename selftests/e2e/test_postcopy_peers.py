@@ -240,7 +240,7 @@ def bad_requests_before_commit(lab):
 def taken(lab, taker, error):
     """After COMMIT: the source pauses, keeps its VMM stopped, and says what came."""
     guest = lab.boot()
-    send = lab.send(guest.qemu, "unix:" + taker.path, "--timeout", 1, "--postcopy", "now",
+    send = lab.send(guest.qemu, "unix:" + taker.path, "--timeout", 3, "--postcopy", "now",
                     "--max-bandwidth", "4M")
     send.wait_state("postcopy-paused")
     wait_until(lambda: ended_by_term(send), 15, "the paused source ends")
