@@ -293,8 +293,6 @@ def main():
              CHANNELS))
     row("where", "who", "save GiB/s", "restore GiB/s", "")
     lab = new_lab(binary)
-    lab.runtime = tempfile.mkdtemp(dir=SHM, prefix="ferry-bench-run-")
-    lab.on_close(lambda: subprocess.run(["rm", "-rf", lab.runtime]))
     try:
         for name, parent in (("disk", args.disk), ("tmpfs", SHM)):
             if name in only:
