@@ -23,6 +23,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
@@ -187,6 +188,7 @@ static void child_main(struct target *t)
 /* ---- the parent ---- */
 
 static uint64_t size_bytes = SIZE; /* of the target's memory */
+static uint32_t page_size = FERRY_PAGE_SIZE;
 
 static void wait_for(int *word, int value)
 {
@@ -239,7 +241,7 @@ static void target_start_on(struct target *t, int fd)
 	struct ferry_ram_block b = {
 		.name = "mem",
 		.size_bytes = size_bytes,
-		.page_size = FERRY_PAGE_SIZE,
+		.page_size = page_size,
 		.fd = fd,
 	};
 
@@ -378,6 +380,66 @@ static void parts_of_a_large_block(void **state)
 	d->ops->stop(d);
 	target_end(&t);
 	size_bytes = SIZE;
+}
+
+/* Of the size that a memfd of huge pages gets when it asks for none, 2 MiB. */
+#define HUGE_COUNT "/proc/sys/vm/nr_hugepages"
+
+static unsigned long huge_count(int fd)
+{
+	char text[32] = "";
+
+	assert_true(pread(fd, text, sizeof(text) - 1, 0) > 0);
+	return strtoul(text, NULL, 10);
+}
+
+/* Return: how many there are now; whoever else asks for some waits until @fd is closed. */
+static unsigned long huge_ask(int fd, unsigned long count)
+{
+	char text[32];
+	int len = snprintf(text, sizeof(text), "%lu", count);
+
+	assert_int_equal(pwrite(fd, text, (size_t)len, 0), len);
+	return huge_count(fd);
+}
+
+/* hugetlb pages are scanned whole or not at all: where parts meet there is none in between. */
+static void parts_of_hugetlb(void **state)
+{
+	const uint64_t count = 513, huge_pages = HUGE_SIZE / FERRY_PAGE_SIZE;
+	const struct ferry_dirty_ops *ops = tracker(state);
+	int fd = open(HUGE_COUNT, O_RDWR | O_CLOEXEC);
+	struct ferry_dirty *d;
+	unsigned long before;
+	struct target t;
+
+	assert_true(fd >= 0);
+	assert_int_equal(flock(fd, LOCK_EX), 0);
+	before = huge_count(fd);
+	if (huge_ask(fd, before + count) < before + count) {
+		huge_ask(fd, before);
+		close(fd);
+		print_message("SKIP: the kernel has no 1026 MiB left for huge pages\n");
+		skip();
+	}
+	size_bytes = count * HUGE_SIZE;
+	page_size = HUGE_SIZE;
+	target_start_on(&t, memfd_create("test-dirty", MFD_CLOEXEC | MFD_HUGETLB));
+	d = expect_start(&t, ops);
+	expect_dirty(&t, d, 0, 0);
+	tell(&t, CMD_WRITE, 256 * huge_pages + 300, 1, 0);
+	expect_dirty(&t, d, 256 * huge_pages, huge_pages);
+	expect_dirty(&t, d, 0, 0);
+	tell(&t, CMD_WRITE, 255 * huge_pages, 1, 0);
+	expect_dirty(&t, d, 255 * huge_pages, huge_pages);
+	tell(&t, CMD_WRITE, count * huge_pages - 1, 1, 0);
+	expect_dirty(&t, d, (count - 1) * huge_pages, huge_pages);
+	d->ops->stop(d);
+	target_end(&t);
+	size_bytes = SIZE;
+	page_size = FERRY_PAGE_SIZE;
+	huge_ask(fd, before);
+	close(fd);
 }
 
 /* Every other page is a region of its own. */
@@ -951,6 +1013,7 @@ int main(void)
 		TEST(pagemap, reports_what_was_written),
 		TEST(pagemap, many_regions),
 		TEST(pagemap, parts_of_a_large_block),
+		TEST(pagemap, parts_of_hugetlb),
 		TEST(pagemap, stop_leaves_nothing),
 		TEST(pagemap, dropped_entries),
 		TEST(pagemap, dropped_and_read_again),

@@ -57,7 +57,7 @@
  */
 #define MAX_PARTS 8u
 #define PART_BYTES (512ull << 20)
-#define PART_ALIGN (sizeof(unsigned long) * 8 * FERRY_PAGE_SIZE)
+#define PART_ALIGN (2ull << 20)
 
 /* Small enough that the VMM does not wait long for its mmap_lock while markers are made. */
 #define PROTECT_STEP_BYTES (256ull << 20)
@@ -173,8 +173,12 @@ static int scan(struct pagemap *pm, unsigned int index, struct ferry_bitmap *pag
 {
 	const struct ferry_ram_block *b = &pm->target.ram->blocks[index];
 	unsigned int n = parts_of(b->size_bytes), i;
-	/* Parts meet where words of the bitmap do, so that no two threads write one. */
-	uint64_t step = b->size_bytes / n / PART_ALIGN * PART_ALIGN;
+	/*
+	 * Parts meet where words of the bitmap do, so that no two threads write one, and not inside
+	 * of a huge page: the kernel scans one of hugetlb whole or not at all, and splits others.
+	 */
+	uint64_t align = b->page_size > PART_ALIGN ? b->page_size : PART_ALIGN;
+	uint64_t step = b->size_bytes / n / align * align;
 	struct part parts[MAX_PARTS];
 	int ret = 0;
 
