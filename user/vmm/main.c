@@ -168,12 +168,13 @@ static int set_up(struct vmm *vmm)
 int main(int argc, char **argv)
 {
 	/* Not on the stack: the vCPUs' threads, which end, may look at it after the last line here. */
-	static struct vmm vmm = { .paused = PAUSED_BY_PORT, .lock = PTHREAD_MUTEX_INITIALIZER,
-				  .ring_lock = PTHREAD_MUTEX_INITIALIZER };
+	static struct vmm vmm = { .engine = &engine_kvm, .paused = PAUSED_BY_PORT,
+		.lock = PTHREAD_MUTEX_INITIALIZER, .ring_lock = PTHREAD_MUTEX_INITIALIZER };
 	int status;
 
 	vmm.opt = options_parse(argc, argv);
-	vmm.engine = vmm.opt.threads ? &engine_threads : &engine_kvm;
+	if (vmm.opt.threads)
+		vmm.engine = &engine_threads;
 	if (report_create(&vmm) || set_up(&vmm))
 		return 1;
 	report_loop(&vmm);
