@@ -401,6 +401,16 @@ static void several_blocks_and_pieces_are_found(void **state)
 	unlink(strstr(dimm, "/dev/shm/"));
 }
 
+static void end_pair(struct ferry_guest *from, struct vm *a, struct ferry_guest *to, struct vm *b,
+		     uint8_t *blob)
+{
+	free(blob);
+	from->ops->close(from);
+	to->ops->close(to);
+	vm_stop(a);
+	vm_stop(b);
+}
+
 static void state_moves_and_the_guest_runs(void **state)
 {
 	struct ferry_error err = { 0 };
@@ -446,11 +456,7 @@ static void state_moves_and_the_guest_runs(void **state)
 	assert_put_back(&a);
 	OK(from->ops->quit(from, &err));
 	assert_true(ended(a.pid));
-	free(blob);
-	from->ops->close(from);
-	to->ops->close(to);
-	vm_stop(&a);
-	vm_stop(&b);
+	end_pair(from, &a, to, &b, blob);
 }
 
 /* With this option a stopped guest's stream says nothing of "stopped". */
@@ -477,11 +483,7 @@ static void a_stopped_guest_never_starts_by_itself(void **state)
 	OK(to->ops->load(to, blob, bytes, &err));
 	assert_int_equal(to->ops->running(to, &err), 0);
 	assert_status(&b, "paused");
-	free(blob);
-	from->ops->close(from);
-	to->ops->close(to);
-	vm_stop(&a);
-	vm_stop(&b);
+	end_pair(from, &a, to, &b, blob);
 }
 
 /*
@@ -716,11 +718,7 @@ static void coupled(void **state)
 	assert_put_back(&b);
 	OK(from->ops->undo(from, false, &err));
 	assert_put_back(&a);
-	free(blob);
-	from->ops->close(from);
-	to->ops->close(to);
-	vm_stop(&a);
-	vm_stop(&b);
+	end_pair(from, &a, to, &b, blob);
 }
 
 /* Whatever becomes of one of two coupled ones, the source goes on. */
@@ -754,11 +752,7 @@ static void coupled_and_failing(void **state)
 		OK(from->ops->undo(from, true, &err));
 		assert_status(&a, "running");
 		assert_put_back(&a);
-		free(blob);
-		from->ops->close(from);
-		to->ops->close(to);
-		vm_stop(&a);
-		vm_stop(&b);
+		end_pair(from, &a, to, &b, blob);
 	}
 }
 
@@ -794,11 +788,7 @@ static void destination_undo(void **state)
 	assert_true(ended(b.pid));
 	OK(from->ops->undo(from, true, &err));
 	assert_status(&a, "running");
-	free(blob);
-	from->ops->close(from);
-	to->ops->close(to);
-	vm_stop(&a);
-	vm_stop(&b);
+	end_pair(from, &a, to, &b, blob);
 }
 
 /* A shared disk: the source can go on although the destination has loaded. */
@@ -838,11 +828,7 @@ static void a_rollback_gets_its_disk_back(void **state)
 	OK(to->ops->undo(to, false, &err));
 	assert_true(ended(b.pid));
 	OK(from->ops->undo(from, true, &err));
-	free(blob);
-	from->ops->close(from);
-	to->ops->close(to);
-	vm_stop(&a);
-	vm_stop(&b);
+	end_pair(from, &a, to, &b, blob);
 	close(fd);
 	unlink(disk);
 }
