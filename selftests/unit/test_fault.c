@@ -225,6 +225,13 @@ static void bring(uint64_t page, uint8_t value)
 	assert_int_equal(ferry_fault_placed(lab.fault, 0, page, 1, false), 0);
 }
 
+/* As a balloon does. */
+static void punch(uint64_t page)
+{
+	assert_int_equal(fallocate(lab.block.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+				   (off_t)(page * FERRY_PAGE_SIZE), FERRY_PAGE_SIZE), 0);
+}
+
 /* ---- tests ---- */
 
 static void states(void **state)
@@ -365,12 +372,48 @@ static void placed_page_is_shown_again(void **state)
 	assert_int_equal(madvise(lab.guest[0], PAGES * FERRY_PAGE_SIZE, MADV_DONTNEED), 0);
 	touch_start(&a, 0, 20);
 	touch_end(&a, 7);
-	/* As a balloon does. */
-	assert_int_equal(fallocate(lab.block.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
-				   20 * FERRY_PAGE_SIZE, FERRY_PAGE_SIZE), 0);
+	punch(20);
 	touch_start(&a, 0, 20);
 	touch_end(&a, 0);
 	assert_int_equal(lab.wanted[20], 0);
+}
+
+/* A page that is given back before its bytes are all here is a hole, and wanted from nobody. */
+static void given_back_while_it_comes(void **state)
+{
+	struct toucher a;
+
+	(void)state;
+	start(20, 2);
+	assert_int_equal(ferry_fault_pages_claim(&lab.pages, 0, 20, 2), 2);
+	write_page(20, 7);
+	write_page(21, 8);
+	punch(20);
+	touch_start(&a, 0, 20);
+	wait_waiting(1);
+	assert_false(touched(&a));
+	assert_int_equal(ferry_fault_placed(lab.fault, 0, 20, 2, false), 0);
+	touch_end(&a, 0);
+	assert_int_equal(lab.wanted[20], 0);
+	touch_start(&a, 0, 21);
+	touch_end(&a, 8);
+}
+
+/* There is nothing to give back of a page that has not come: it comes, as Documentation says. */
+static void given_back_before_it_comes(void **state)
+{
+	struct toucher a;
+
+	(void)state;
+	start(20, 1);
+	punch(20);
+	touch_start(&a, 0, 20);
+	wait_wanted(20, 1);
+	bring(20, 7);
+	touch_end(&a, 7);
+	punch(20);
+	touch_start(&a, 0, 20);
+	touch_end(&a, 0);
 }
 
 static int zap_guest(void *ctx, struct ferry_error *err)
@@ -565,6 +608,60 @@ static void races(void **state)
 	assert_int_equal(sum, PAGES);
 }
 
+/* A byte of a page that a balloon may have taken at any time since it was placed. */
+static bool given_or_there(uint64_t page, uint64_t at)
+{
+	uint8_t byte = *(volatile uint8_t *)(lab.guest[0] + page * FERRY_PAGE_SIZE + at);
+
+	return byte == value_of(page) || !byte;
+}
+
+static void *run_balloon_guest(void *arg)
+{
+	unsigned int seed = *(unsigned int *)arg;
+	uint64_t i, wrong = 0;
+
+	for (i = 0; i < 8 * PAGES; i++) {
+		uint64_t page = (uint64_t)rand_r(&seed) % PAGES;
+
+		wrong += !given_or_there(page, 0) || !given_or_there(page, FERRY_PAGE_SIZE - 1);
+		page = (uint64_t)rand_r(&seed) % PAGES;
+		if (ferry_fault_pages_state(&lab.pages, 0, page) == FERRY_PAGE_PLACED)
+			punch(page);
+	}
+	return wrong ? NULL : arg;
+}
+
+/* Nobody waits for ever, and nobody is asked for a page that has been there. */
+static void races_with_a_balloon(void **state)
+{
+	struct channel channels[2] = { { .seed = 4 }, { .seed = 5 } };
+	unsigned int seeds[2] = { 20, 21 }, i;
+	pthread_t guests[2];
+	struct timespec end;
+	void *result;
+
+	(void)state;
+	start(0, PAGES);
+	for (i = 0; i < 2; i++)
+		assert_int_equal(pthread_create(&guests[i], NULL, run_balloon_guest, &seeds[i]),
+				 0);
+	for (i = 0; i < 2; i++)
+		assert_int_equal(pthread_create(&channels[i].thread, NULL, run_channel,
+						&channels[i]), 0);
+	clock_gettime(CLOCK_REALTIME, &end);
+	end.tv_sec += WAIT_MS / 1000;
+	for (i = 0; i < 2; i++) {
+		assert_int_equal(pthread_timedjoin_np(guests[i], &result, &end), 0);
+		assert_non_null(result);
+		pthread_join(channels[i].thread, &result);
+		assert_non_null(result);
+	}
+	for (i = 0; i < PAGES; i++)
+		assert_true(lab.wanted[i] <= 2); /* once by each guest */
+	assert_int_equal(stats_now().waiting, 0);
+}
+
 static void waits_are_counted(void **state)
 {
 	struct ferry_fault_waits w = { 0 };
@@ -629,6 +726,9 @@ int main(void)
 						teardown),
 		cmocka_unit_test_setup_teardown(pages_of_zeros, setup, teardown),
 		cmocka_unit_test_setup_teardown(placed_page_is_shown_again, setup, teardown),
+		cmocka_unit_test_setup_teardown(given_back_while_it_comes, setup, teardown),
+		cmocka_unit_test_setup_teardown(given_back_before_it_comes, setup, teardown),
+		cmocka_unit_test_setup_teardown(races_with_a_balloon, setup, teardown),
 		cmocka_unit_test_setup_teardown(mapped_pages_are_noticed, setup, teardown),
 		cmocka_unit_test_setup_teardown(every_process_is_served, setup, teardown),
 		cmocka_unit_test_setup_teardown(nothing_stays_armed, setup, teardown),

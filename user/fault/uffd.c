@@ -304,10 +304,11 @@ int ferry_fault_uffd_map(const struct ferry_fault_mapper *m, unsigned int block,
 				continue; /* written to meanwhile: it can be mapped now */
 			if (r)
 				return -r;
-		} else if (r == EEXIST) {
+		} else if (r == EEXIST || r == EFAULT) {
+			/* A hole: given back while it came. Who waits for it faults again. */
 			ferry_fault_uffd_wake(m, block, (addr - m->addr[block]) >> FERRY_PAGE_SHIFT,
 					      1);
-		} else if (r != EFAULT) {
+		} else {
 			return -r;
 		}
 		addr += FERRY_PAGE_SIZE;

@@ -52,7 +52,7 @@ int ferry_fault_uffd_assert_empty(const struct ferry_fault_mapper *m, const stru
 
 /**
  * ferry_fault_uffd_map() - make pages that are in the memory file visible, and wake who waits
- * @holes: what a page that is a hole gets: a page of zeros, or nothing
+ * @holes: what a page that is a hole gets: a page of zeros, or nothing (but who waits is woken)
  *
  * Placement is atomic for each page. Pages that are mapped already only wake.
  * Return: 0; -ESRCH the process is gone, -ENOENT its mapping is, -errno.
