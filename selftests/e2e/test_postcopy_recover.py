@@ -5,6 +5,7 @@
 Most use ferry-vmm, whose guest checks every page it reads and stops at the first that is not
 what it wrote; two use QEMU, whose monitor hangs while a vCPU waits for a page.
 """
+import json
 import os
 import re
 import signal
@@ -373,6 +374,62 @@ def spilled_by_itself(lab):
     move.recv.wait_state("completed")
     move.recover_by_answer()
     move.completed()
+
+
+def record_of(lab, name):
+    with open(os.path.join(lab.runtime, name + ".json")) as file:
+        return json.load(file)
+
+
+@test(cases={"all-die": (("send",), False), "guardian-then-worker": (("pid", "worker"), False),
+             "worker": (("worker",), False), "paused": (("send",), True)})
+@in_vmm
+def options_survive(lab, victims, paused):
+    """What was given to send, or set later, holds for whoever takes over from the record."""
+    move = Move(lab, timeout=3, args=("--postcopy", "now", "--max-bandwidth", "9M", "--channels", 3,
+                                      "--compress", "zstd", "--checksum", "--spill", lab.dir))
+    name = move.source.id
+    if paused:
+        move.pause()
+    lab.run("set", name, "max-bandwidth=1M").check_code(0)
+    wait_until(lambda: record_of(lab, name)["max_bandwidth"] == 1 << 20, 5,
+               "what was set is in the record")
+    before = len(move.send.states())
+    if "send" in victims:
+        move.kill_all(move.send)
+        move.send, before = lab.ferry("recover", name), 0
+    else:
+        worker, known = move.send.worker(), lab.ferry_pids()
+        if "pid" in victims:  # the worker's new guardian knows nothing but the record
+            os.kill(move.send.pid, signal.SIGKILL)
+            wait_until(lambda: set(lab.ferry_pids()) - set(known), 10, "another guardian")
+        os.kill(worker, signal.SIGKILL)
+    wait_until(lambda: "postcopy-active" in move.send.states()[before:], 20, "it goes on")
+    record = record_of(lab, name)
+    check_equal((record["max_bandwidth"], record["spill_dir"], record["timeout_ms"],
+                 record["stats"]["channels"]), (1 << 20, lab.dir, 3000, 3), "what the record tells")
+    # All that is missing would be there long before the guest has said so much.
+    missing = sent_now(lab, name)[1]
+    time.sleep(1)
+    sent, left = sent_now(lab, name)
+    check(left > 0 and missing - left < 3 * 256, "of %d pages %d are left after a second of 1 MiB/s",
+          missing, left)
+    # And when the link breaks it spills by itself, still.
+    path = os.path.join(lab.dir, name + ".spill")
+    move.kill_all(move.recv)
+    wait_until(lambda: os.path.exists(path), 20, "the pages are spilled")
+    move.recv = lab.ferry("recover", move.target.id + "-in", "file:" + path, "--timeout", 20)
+    move.recv.wait_state("completed")
+    if "pid" in victims:  # its successors write to the same place
+        lab.run("recover", name)
+    else:
+        move.recover_by_answer()
+    move.completed(move.send if "pid" in victims else None)
+
+
+def sent_now(lab, name):
+    run = json.loads(lab.run("status", name, "--json").stdout)
+    return run["sent_bytes"], run["missing_pages"]
 
 
 def member(lab, target):

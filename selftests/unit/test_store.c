@@ -89,6 +89,8 @@ static void fill(struct ferry_record *r)
 		.guest_paused = true,
 		.keep_source = true,
 		.timeout_ms = 30000,
+		.max_bandwidth = UINT64_MAX - 1,
+		.spill_dir = "/var/spill",
 		.guardian = 10,
 		.worker = 11,
 		.vmm = 12,
@@ -138,6 +140,8 @@ static void there_and_back(void **state)
 	assert_false(got.settled);
 	assert_true(got.disturbed_peer && got.guest_paused && got.keep_source);
 	assert_int_equal(got.timeout_ms, r.timeout_ms);
+	assert_true(got.max_bandwidth == r.max_bandwidth);
+	assert_string_equal(got.spill_dir, r.spill_dir);
 	assert_true(got.guardian == 10 && got.worker == 11 && got.vmm == 12);
 	assert_true(got.stats.total_ns == UINT64_MAX && got.stats.downtime_ns == 2 &&
 		    got.stats.rounds == 3 && got.stats.ram_bytes == 4 &&
@@ -329,6 +333,33 @@ static void garbage(void **state)
 	memset(long_text, 'x', sizeof(long_text) - 1);
 	long_text[sizeof(long_text) - 1] = 0;
 	broken("tcp:[::1]", long_text);
+	long_text[0] = '/';
+	broken("\\/var\\/spill", long_text);
+	broken("\\/var\\/spill", "var");
+	broken("\"channels\":12", "\"channels\":4097");
+}
+
+/* A record of before these options were in it. */
+static void without_options(void **state)
+{
+	struct ferry_record got;
+	struct ferry_error err;
+	char *text, *at;
+
+	(void)state;
+	text = saved_text();
+	at = strstr(text, "\"max_bandwidth\"");
+	assert_non_null(at);
+	at[1] = 'n';
+	at = strstr(text, "\"spill_dir\"");
+	assert_non_null(at);
+	at[1] = 'n';
+	put(text, strlen(text));
+	free(text);
+	assert_int_equal(ferry_store_load("vm1", &got, &err), 0);
+	assert_true(got.max_bandwidth == 0);
+	assert_string_equal(got.spill_dir, "");
+	ferry_record_free(&got);
 }
 
 static void oversized(void **state)
@@ -394,6 +425,7 @@ int main(void)
 		cmocka_unit_test_setup(truncated, setup),
 		cmocka_unit_test_setup(garbage, setup),
 		cmocka_unit_test_setup(oversized, setup),
+		cmocka_unit_test_setup(without_options, setup),
 		cmocka_unit_test_setup(listing, setup),
 	};
 

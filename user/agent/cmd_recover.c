@@ -108,7 +108,8 @@ int ferry_command_recover(const struct ferry_args *args)
 		snprintf(params.options.fill_path, sizeof(params.options.fill_path), "%s", path);
 	else if (args->count > 1)
 		ferry_uri_format(&uri, params.record.uri);
-	params.record.timeout_ms = args->job.timeout_ms;
+	if (args->timeout)
+		params.record.timeout_ms = args->job.timeout_ms;
 	params.report.style = ferry_report_choose(args->json, args->quiet);
 	return ferry_guardian_run(&params);
 }

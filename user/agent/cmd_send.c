@@ -20,6 +20,8 @@ int ferry_command_send(const struct ferry_args *args)
 	params.record.codec = args->job.codec;
 	params.record.checksum = args->job.checksum;
 	params.record.release_ram = args->job.release_ram;
+	params.record.max_bandwidth = args->job.max_bandwidth;
+	memcpy(params.record.spill_dir, args->job.spill_dir, sizeof(params.record.spill_dir));
 	params.record.epoch = 1;
 	if (ferry_uuid_make(params.record.uuid)) {
 		ferry_log_error("no random numbers for the migration's uuid");

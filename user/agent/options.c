@@ -112,6 +112,7 @@ static int set_timeout(struct ferry_args *a, const char *value, struct ferry_err
 
 	if (!r)
 		a->job.timeout_ms = (uint32_t)n * 1000;
+	a->timeout = !r;
 	return r;
 }
 

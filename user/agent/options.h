@@ -28,6 +28,7 @@ struct ferry_args {
 	const char *to;	 /* cpr */
 	char **command;	 /* cpr: the words after --, ended by NULL */
 	bool exec;
+	bool timeout; /* it was given */
 	bool json;
 	bool quiet;
 	bool force_source;

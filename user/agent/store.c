@@ -18,6 +18,7 @@
 
 #include "agent/runtime.h"
 #include "base/io.h"
+#include "wire/wire.h"
 
 #define STORE_VERSION 1
 #define STORE_MAX_BYTES (1u << 20)
@@ -128,6 +129,8 @@ static struct json_object *store_encode(const struct ferry_record *r)
 	put_u64(o, "codec", r->codec);
 	put_bool(o, "checksum", r->checksum);
 	put_u64(o, "timeout_ms", r->timeout_ms);
+	put_u64(o, "max_bandwidth", r->max_bandwidth);
+	put_str(o, "spill_dir", r->spill_dir);
 	put_u64(o, "guardian", (uint64_t)r->guardian);
 	put_u64(o, "worker", (uint64_t)r->worker);
 	put_u64(o, "vmm", (uint64_t)r->vmm);
@@ -333,11 +336,19 @@ static int store_decode(struct json_object *o, struct ferry_record *r)
 	r->codec = (uint8_t)get_u64(o, "codec");
 	r->checksum = get_bool(o, "checksum");
 	r->timeout_ms = (uint32_t)get_u64(o, "timeout_ms");
+	r->max_bandwidth = get_u64(o, "max_bandwidth");
+	/* Not in records of before there was --spill. */
+	if (get_str(o, "spill_dir") &&
+	    (get_text(o, "spill_dir", r->spill_dir, sizeof(r->spill_dir)) ||
+	     (r->spill_dir[0] && r->spill_dir[0] != '/')))
+		return -EPROTO;
 	r->guardian = (pid_t)get_u64(o, "guardian");
 	r->worker = (pid_t)get_u64(o, "worker");
 	r->vmm = (pid_t)get_u64(o, "vmm");
 	if (json_object_object_get_ex(o, "stats", &stats))
 		decode_stats(stats, &r->stats);
+	if (r->stats.channels > FERRY_WIRE_MAX_CHANNELS)
+		return -EPROTO;
 	ret = get_undo(o, "undo", &r->undo);
 	if (!ret)
 		ret = decode_cpr(o, r);

@@ -330,6 +330,8 @@ static int worker_start(struct worker *w, struct ferry_worker_params *params,
 	w->job.stats = params->record.stats;
 	w->job.options = params->options;
 	w->job.command = params->command;
+	if (params->recover)
+		ferry_job_options_restore(&w->job);
 	for (i = 0; i < params->held_count; i++) {
 		w->held[i] = params->held[i];
 		if (!strcmp(params->held[i].name, "guest"))

@@ -75,11 +75,34 @@ int ferry_job_save(struct ferry_job *job, struct ferry_error *err)
 {
 	pthread_mutex_lock(&job->lock);
 	job->record.stats = job->stats;
+	job->record.max_bandwidth = job->options.max_bandwidth;
 	job->shown = job->record;
 	job->shown.undo = NULL;
 	job->shown.to_undo = NULL;
 	pthread_mutex_unlock(&job->lock);
 	return job->hooks->save(job->hooks->ctx, &job->record, err);
+}
+
+void ferry_job_options_save(struct ferry_job *job)
+{
+	struct ferry_error err = { 0 };
+	bool changed;
+
+	pthread_mutex_lock(&job->lock);
+	changed = job->record.max_bandwidth != job->options.max_bandwidth;
+	pthread_mutex_unlock(&job->lock);
+	if (changed && ferry_job_save(job, &err))
+		ferry_log_warn("%s", err.text);
+}
+
+void ferry_job_options_restore(struct ferry_job *job)
+{
+	pthread_mutex_lock(&job->lock);
+	job->options.max_bandwidth = job->record.max_bandwidth;
+	ferry_rate_set(&job->rate, job->options.max_bandwidth);
+	snprintf(job->options.spill_dir, sizeof(job->options.spill_dir), "%s",
+		 job->record.spill_dir);
+	pthread_mutex_unlock(&job->lock);
 }
 
 int ferry_job_phase(struct ferry_job *job, enum ferry_phase phase, struct ferry_error *err)

@@ -159,6 +159,12 @@ int ferry_job_phase(struct ferry_job *job, enum ferry_phase phase, struct ferry_
 /** ferry_job_save() - make the record durable as it is. */
 int ferry_job_save(struct ferry_job *job, struct ferry_error *err);
 
+/** ferry_job_options_save() - make a changed option durable. Only the migration thread. */
+void ferry_job_options_save(struct ferry_job *job);
+
+/** ferry_job_options_restore() - the options of an earlier worker are in the record. */
+void ferry_job_options_restore(struct ferry_job *job);
+
 /**
  * ferry_job_cancel() - ask for the end of the migration. Any thread.
  *

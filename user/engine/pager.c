@@ -404,6 +404,7 @@ int ferry_pager_run(struct ferry_pager *p, struct ferry_link *link, struct ferry
 		if (ferry_clock_ns() - shown_ns > PAGER_SLICE_NS) {
 			shown_ns = ferry_clock_ns();
 			publish(p);
+			ferry_job_options_save(p->job);
 		}
 	}
 	if (!r)

@@ -8,6 +8,7 @@
 
 #include "engine/state.h"
 #include "engine/stats.h"
+#include "engine/task.h"
 
 /*
  * What one side of a migration must know after a crash. Who owns the guest is
@@ -59,6 +60,9 @@ struct ferry_record {
 	uint8_t codec;		    /* source: as agreed at the start */
 	bool checksum;
 	uint32_t timeout_ms;
+	/* Options that are needed after COMMIT, as they were last set. */
+	uint64_t max_bandwidth;		 /* source: bytes/s, 0 unlimited */
+	char spill_dir[FERRY_TASK_PATH]; /* source: "" no --spill */
 	pid_t guardian;
 	pid_t worker;
 	pid_t vmm;

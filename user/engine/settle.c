@@ -435,11 +435,11 @@ static bool settle_await_person(struct ferry_settle *s)
 	bool leave, retry = false;
 
 	settle_spill_by_itself(s);
-
 	snprintf(note, sizeof(note), "  waiting for 'ferry recover %s'", job->record.id);
 	ferry_job_note(job, note);
 	do {
 		ferry_job_wait(job, ferry_clock_ns() + FERRY_NS_PER_S);
+		ferry_job_options_save(job);
 		if (ferry_task_take(job, path))
 			settle_spill(s, path, true);
 		pthread_mutex_lock(&job->lock);

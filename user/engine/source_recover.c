@@ -39,9 +39,6 @@ static int source_recover_pager(struct ferry_settle *settle, struct ferry_pager 
 
 	if (!settle->guest)
 		return ferry_error_set(err, ESRCH, "%s", err->text);
-	pthread_mutex_lock(&settle->job->lock);
-	ferry_rate_set(&settle->job->rate, settle->job->options.max_bandwidth);
-	pthread_mutex_unlock(&settle->job->lock);
 	r = settle->guest->ops->describe(settle->guest, ram, err);
 	if (!r)
 		r = ferry_pager_init(pager, settle->job, ram, err);
