@@ -10,6 +10,7 @@
 #include "tracker.h"
 
 #include <fcntl.h>
+#include <pthread.h>
 
 #define PAGES 64UL
 enum { FIRST = 8, REQUESTS = 6 };
@@ -196,6 +197,72 @@ TEST_F(pins, registered_through_the_view)
 			EXPECT_TRUE(bit_get(self->t.bits, page));
 	}
 	direct_end(&direct);
+}
+
+/* A sync of one page that is being taken while main goes on. */
+struct taker {
+	struct tracker *t;
+	_Atomic int begun;
+	pthread_t thread;
+	long dirty;
+};
+
+static void *take(void *arg)
+{
+	struct taker *taker = arg;
+
+	taker->begun = 1;
+	taker->dirty = tracker_sync(taker->t);
+	return NULL;
+}
+
+/*
+ * Direct I/O that begins while a sync is under way, into a page that can still be written:
+ * it takes no fault, and is seen only by one who looks for pins after the page is protected.
+ * The disk is kept busy, so that the sync is over before the block arrives.
+ */
+TEST_F(pins, begun_in_a_sync)
+{
+	enum { BEFORE = 3, ROUNDS = 12 };
+	char *other = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	struct taker taker = { .t = &self->t };
+	unsigned int in_flight = 0, clean = 0;
+
+	ASSERT_NE(MAP_FAILED, other);
+	if (variant->way == DIRECT_URING_FIXED)
+		return; /* pinned already */
+	for (unsigned int round = 0; round < ROUNDS && !clean; round++) {
+		char *page = self->io + (FIRST + round) * PAGE;
+
+		ASSERT_LE(0, tracker_sync(&self->t));
+		for (int i = 0; i < BEFORE; i++)
+			ASSERT_EQ(0, direct_submit(&self->direct, other, 500 + 7 * i));
+		store(page, 1);
+		taker.begun = 0;
+		ASSERT_EQ(0, pthread_create(&taker.thread, NULL, take, &taker));
+		while (!taker.begun)
+			sched_yield();
+		usleep(1000 * (round % 6));
+		ASSERT_EQ(0, direct_submit(&self->direct, page, BLOCK(round)));
+		ASSERT_EQ(0, pthread_join(taker.thread, NULL));
+		ASSERT_LE(0, taker.dirty);
+		ASSERT_LE(0, tracker_sync(&self->t));
+		if (!arrived(page, BLOCK(round))) {
+			in_flight++;
+			clean += !bit_get(self->t.bits, FIRST + round);
+		}
+		for (int left = BEFORE + 1; left > 0;) {
+			int n = direct_reap(&self->direct, true);
+
+			ASSERT_LE(0, n);
+			left -= n;
+		}
+	}
+	EXPECT_LT(0, in_flight);
+	EXPECT_EQ(0, clean) {
+		TH_LOG("a page under direct I/O became clean");
+	}
+	munmap(other, PAGE);
 }
 
 /* Looking at memory by reference is not writing to it: nothing stays dirty for good. */
