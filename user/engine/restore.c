@@ -237,10 +237,14 @@ static int restore_accept(struct restore *s, struct ferry_error *err)
 	return r;
 }
 
-typedef int restore_stage(struct restore *s, struct ferry_error *err);
+struct restore_stage {
+	const char *name;
+	int (*run)(struct restore *s, struct ferry_error *err);
+};
 
-static restore_stage *const restore_stages[] = {
-	restore_open, restore_attach, restore_prepare, restore_pages, restore_load, restore_accept,
+static const struct restore_stage restore_stages[] = {
+	{ "open", restore_open },   { "attach", restore_attach }, { "prepare", restore_prepare },
+	{ "pages", restore_pages }, { "load", restore_load },	  { "accept", restore_accept },
 };
 
 static void restore_end_lazy(struct restore *s, bool disarm)
@@ -422,7 +426,8 @@ void ferry_restore_run(struct ferry_job *job, struct ferry_outcome *out)
 	pthread_mutex_unlock(&job->lock);
 	r = ferry_job_move(job, FERRY_STATE_SETUP, &err);
 	for (i = 0; i < sizeof(restore_stages) / sizeof(restore_stages[0]) && !r; i++) {
-		r = restore_stages[i](&s, &err);
+		ferry_log_debug("restore: %s", restore_stages[i].name);
+		r = restore_stages[i].run(&s, &err);
 		if (!r && job->record.phase == FERRY_PHASE_OPEN && ferry_job_cancelled(job))
 			r = ferry_error_set(&err, ECANCELED, "cancelled");
 	}
