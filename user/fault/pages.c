@@ -46,12 +46,15 @@ void ferry_fault_pages_free(struct ferry_fault_pages *p)
 void ferry_fault_pages_lack(struct ferry_fault_pages *p, unsigned int block, uint64_t first,
 			    uint64_t pages)
 {
-	uint64_t page;
+	uint64_t page = first, end = first + pages;
 
-	for (page = first; page < first + pages; page++)
-		if (ferry_bitmap_test(&p->placed, block, page))
-			p->missing++;
-	ferry_bitmap_clear_atomic(&p->placed, block, first, pages);
+	/* By words: a guest waits to be started for as long as this takes for all of its RAM. */
+	while ((page = ferry_bitmap_next_atomic(&p->placed, block, page, end)) < end) {
+		uint64_t n = ferry_bitmap_take_atomic(&p->placed, block, page, end - page);
+
+		p->missing += n;
+		page += n;
+	}
 	ferry_bitmap_clear_atomic(&p->claimed, block, first, pages);
 }
 
