@@ -89,8 +89,8 @@ def qemu_wait(qemu):
 class Bench:
     """One guest, saved to @folder and restored from there again and again."""
 
-    def __init__(self, lab, name, folder, mib):
-        self.lab, self.mib, self.folder = lab, mib, folder
+    def __init__(self, lab, name, folder, mib, warm_mib=None):
+        self.lab, self.mib, self.folder, self.warm_mib = lab, mib, folder, warm_mib or mib
         self.ram = os.path.join(SHM, "ferry-bench-%d-%s" % (os.getpid(), name))
         self.target_ram = self.ram + "-target"
         self.file = os.path.join(folder, "snapshot")
@@ -113,7 +113,7 @@ class Bench:
     def settle(self):
         """The disk and the memory as each turn finds them."""
         os.sync()
-        warm(self.ram + "-warm", self.mib).close()
+        warm(self.ram + "-warm", self.warm_mib).close()
 
     def save(self, way):
         """GiB/s of RAM."""
@@ -252,24 +252,32 @@ def place(lab, name, folder, args, last):
 
 
 def lazy(lab, folder, args, last):
-    """To the first instruction, whole and lazy, by size of RAM."""
-    firsts = {}
-    for mib in [int(s) for s in args.sizes.split(",")]:
-        bench = Bench(lab, "lazy-%d" % mib, folder, mib)
-        whole, early, outside, total = [], [], [], []
-        bench.save("ferry")
-        for _ in range(args.rounds):
-            whole.append(bench.restore("ferry")[1])
-            _, first, from_command, result = bench.restore("ferry", "--lazy")
-            early.append(first)
-            outside.append(from_command)
-            total.append(result["total_ns"] / 1e6)
-        row("%d MiB" % mib, "whole", "", "", "first %s ms" % spread(whole, 1))
+    """To the first instruction, whole and lazy, by size of RAM; all sizes in each turn."""
+    sizes, benches, results = [int(size) for size in args.sizes.split(",")], {}, {}
+    for mib in sizes:
+        place = os.path.join(folder, str(mib))
+        os.mkdir(place)
+        # What frees much memory slows all that follows it: as much of it at every size.
+        benches[mib] = Bench(lab, "lazy-%d" % mib, place, mib, warm_mib=min(sizes))
+        benches[mib].save("ferry")
+        results[mib] = {"whole": [], "first": [], "command": [], "all": []}
+    for turn in range(args.rounds):
+        for mib in sizes:
+            result = results[mib]
+            if turn < args.whole_rounds:
+                result["whole"].append(benches[mib].restore("ferry")[1])
+            _, first, from_command, told = benches[mib].restore("ferry", "--lazy")
+            result["first"].append(first)
+            result["command"].append(from_command)
+            result["all"].append(told["total_ns"] / 1e6)
+    for mib, result in results.items():
+        row("%d MiB" % mib, "whole", "", "", "first %s ms" % spread(result["whole"], 1))
         row("", "lazy", "", "", "first %s ms, from the command %s ms, all of it %s ms"
-            % (spread(early, 1), spread(outside, 1), spread(total, 0)))
-        firsts[mib] = early
-        last.append(ratio("first-%d" % mib, early, whole))
-        bench.close()
+            % (spread(result["first"], 1), spread(result["command"], 1), spread(result["all"], 0)))
+        last.append(ratio("first-%d" % mib, result["first"], result["whole"]))
+        benches[mib].close()
+    # 1 is flat: it does not depend on the size of RAM.
+    last.append(ratio("first-flat", results[max(sizes)]["first"], results[min(sizes)]["first"]))
 
 
 def main():
@@ -277,6 +285,8 @@ def main():
     parser.add_argument("--mib", type=int, default=1024, help="RAM of the guest (1024)")
     parser.add_argument("--rounds", type=int, default=5, help="counted turns of each (5)")
     parser.add_argument("--sizes", default="256,1024,4096", help="MiB of RAM of the lazy restores")
+    parser.add_argument("--whole-rounds", type=int, default=3,
+                        help="turns of the lazy restores with a whole one before (3)")
     parser.add_argument("--only", default="disk,tmpfs,lazy")
     parser.add_argument("--disk", default="/var/tmp", help="a folder on a disk (/var/tmp)")
     args = parser.parse_args()
