@@ -36,7 +36,7 @@ def milliseconds(ns):
 
 def show_ticks(guest, more):
     before = guest.ticks().count
-    guest.wait_ticks(more)
+    guest.wait_ticks(more, 120)
     with open(guest.qemu.serial, errors="replace") as file:
         lines = [line.strip() for line in file if line.startswith("TICK") and line.endswith("\n")]
     for line in lines[-more:]:
@@ -84,7 +84,7 @@ def prove(lab, guest, target, send, recv):
     counted = guest.ticks().count
     show_ticks(guest, 6)
     step(5, "Proofs")
-    wait_until(lambda: not source.alive(), 5, "the source QEMU has quit")
+    wait_until(lambda: not source.alive(), 30, "the source QEMU has quit")
     proved("the source is gone: QEMU %d has ended" % source.pid)
     check_equal(target.status(), "running", "the destination's state")
     proved("the destination runs: QEMU %d says so" % target.pid)
@@ -215,7 +215,7 @@ def go_back(lab, guest):
     counted = guest.ticks().count
     guest.moved(target)
     show_ticks(guest, 3)
-    wait_until(lambda: not source.alive(), 5, "the QEMU it left has quit")
+    wait_until(lambda: not source.alive(), 30, "the QEMU it left has quit")
     ticks = guest.ticks()
     check(not ticks.problems and ticks.count > counted, "the counter: %s", ticks.problems[:5])
     check_equal(ticks.bad, 0, "failed memory checks")

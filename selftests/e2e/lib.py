@@ -486,7 +486,7 @@ class Guest:
     def ticks(self):
         return Ticks([host.serial for host in self.hosts])
 
-    def wait_ticks(self, more=3, seconds=15):
+    def wait_ticks(self, more=3, seconds=40):
         """It prints at least so many further ticks, and loops on meanwhile."""
         start = self.ticks()
 
