@@ -13,6 +13,9 @@ faults      a guest that writes all over its memory moves by postcopy. How long 
 background  an idle guest with filled RAM: GiB/s from the start to the last page by 1, 2, 4
             channels, QEMU's postcopy, and ferry's precopy
 work        the guest's work in the second before, while pages are missing, and after
+order       ferry-vmm, two vCPUs, over a line of 64 MiB/s: what the guest waits for by the order in
+            which the background goes (user/engine/order.h). Its guest writes one page after the
+            other, or at random, or 9 of 10 in a tenth of the pages
 """
 import argparse
 import os
@@ -30,6 +33,7 @@ import precopy  # noqa: E402
 import tap  # noqa: E402
 from lib import Lab, other_qemu, prerequisites, wait_until  # noqa: E402
 from precopy import GIB, MIB, Bench, spread  # noqa: E402
+from vmm import VmmLab  # noqa: E402
 
 ROUNDTRIP = os.environ.get("ROUNDTRIP", "build/selftests/bench/roundtrip")
 DELAYS_US = (0, 200, 2000)
@@ -309,6 +313,66 @@ def background_move(bench, peer):
             bench.source.monitor.command("cont")
 
 
+# ---------------------------------------------------------------- order
+
+# Pages a second that the guest touches: half of what the line brings, so that it is not all of
+# it by faults.
+ORDER_RATE = 8000
+ORDERS = ("address", "near", "hot", "both")
+PATTERNS = {
+    "sequential": ("seq", ("now",)),
+    "random": ("random", ("now",)),
+    "hot": ("hot", ("now",)),
+    "hot-hybrid": ("hot", ("after=1",)),
+}
+
+
+def order_move(order, pattern, postcopy):
+    """One move. Seconds that threads waited, how often, until all is there; its work meanwhile."""
+    lab = VmmLab("order")
+    lab.shape = ("--ram", "160M", "--vcpus", "2")
+    lab.work = ("--working-set", "96M", "--fill", "32M", "--pattern", pattern,
+                "--dirty-rate", str(ORDER_RATE))
+    try:
+        guest = lab.guest()
+        target = lab.destination()
+        time.sleep(1)
+        recv = lab.recv(target)
+        # All know what was written last: looking for it is not part of what is compared.
+        send = lab.send(guest.qemu, recv.listening, "--tracker", "pagemap", "--postcopy",
+                        *postcopy, "--max-bandwidth", "64M",
+                        env={"FERRY_POSTCOPY_ORDER": order})
+        send.wait_state("postcopy-active", 30)
+        begin, began = target.ask()["work"], time.monotonic()
+        recv.wait_state("completed", 60)
+        work = (target.ask()["work"] - begin) / (time.monotonic() - began)
+        send.finish(60).check_code(0)
+        recv.finish().check_code(0)
+        r = recv.result
+        return (r["faults"], r["blocktime_ns"] / 1e9, send.result["total_ns"] / 1e9, work / ORDER_RATE)
+    finally:
+        lab.close()
+
+
+def order(rounds, patterns, last):
+    print("%-13s %-9s %-20s %-19s %-19s %s" % ("guest writes", "order", "faults", "waited s",
+                                                "all there s", "work, of what is usual"))
+    for name in patterns:
+        pattern, postcopy = PATTERNS[name]
+        found = {o: [] for o in ORDERS}
+        for _ in range(rounds):
+            for one in ORDERS:
+                found[one].append(order_move(one, pattern, postcopy))
+        for one in ORDERS:
+            faults, waited, total, work = zip(*found[one])
+            print("%-13s %-9s %-20s %-19s %-19s %s" % (
+                name, one, spread(faults, 0), spread(waited), spread(total), spread(work)),
+                flush=True)
+        for one in ORDERS[1:]:
+            last.append("ratio order-%s-%s: %s" % (name, one, spread([
+                b[1] / a[1] for a, b in zip(found["address"], found[one]) if a[1]])))
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--mib", type=int, default=1024, help="RAM for the background (1024)")
@@ -316,6 +380,7 @@ def main():
     parser.add_argument("--only", default="faults,background")
     parser.add_argument("--delays", default=",".join(map(str, DELAYS_US)), help="us each way")
     parser.add_argument("--peers", default="ferry,qemu,qemu-preempt")
+    parser.add_argument("--patterns", default=",".join(PATTERNS), help="of the part order")
     args = parser.parse_args()
     prerequisites()
     if not os.access(ROUNDTRIP, os.X_OK):
@@ -327,6 +392,8 @@ def main():
                args.peers.split(","), last)
     if "background" in args.only:
         background(binary, args.mib, args.rounds, last)
+    if "order" in args.only:
+        order(args.rounds, args.patterns.split(","), last)
     for text in last:
         print(text)
 

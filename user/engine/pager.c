@@ -7,9 +7,8 @@
  *   the server's thread   what is asked for on the fault channel, at once; also what the others
  *                         have taken, for it may be far from there yet
  *   the migration thread  the rest, a few packets ahead of what the multifd channels have
- *                         sent, so that a page that is asked for seldom waits in their queue; it
- *                         goes on behind the page that was asked for last, for the next
- *                         one is likely to be wanted next
+ *                         sent, so that a page that is asked for seldom waits in their queue;
+ *                         in which order: order.h
  *
  * A page that was taken may be lost with a connection. So "left" is only believed as long as
  * the connections live; on new ones it is made from what the destination tells (RECEIVED).
@@ -46,9 +45,6 @@
 /* What is said on one connection may come this much later than what happens to another. */
 #define PAGER_WORD_MS 200
 
-#define PAGER_NO_HINT UINT64_MAX
-#define PAGER_HINT_SHIFT 48 /* the block is above, the page below: 2^46 bytes a block at most */
-
 int ferry_pager_init(struct ferry_pager *p, struct ferry_job *job, const struct ferry_ram *ram,
 		     struct ferry_error *err)
 {
@@ -58,7 +54,7 @@ int ferry_pager_init(struct ferry_pager *p, struct ferry_job *job, const struct 
 	p->job = job;
 	p->ram = ram;
 	p->fault_fd = -1;
-	p->hint = PAGER_NO_HINT;
+	ferry_order_init(&p->order, ferry_order_kind());
 	r = ferry_bitmap_init(&p->left, ram);
 	if (!r)
 		r = ferry_bitmap_init(&p->placed, ram);
@@ -82,6 +78,7 @@ void ferry_pager_free(struct ferry_pager *p)
 	ferry_bitmap_free(&p->placed);
 	ferry_bitmap_free(&p->unsure);
 	ferry_release_free(&p->release);
+	ferry_order_free(&p->order);
 	p->ready = false;
 }
 
@@ -176,10 +173,26 @@ static void settle_left(struct ferry_pager *p)
 	p->knows = true;
 }
 
+/* The last look, and what it finds by itself: written right before the guest stopped. */
+static int look_for_heat(struct ferry_pager *p, struct ferry_copy *copy, struct ferry_error *err)
+{
+	int r;
+
+	ferry_bitmap_or(&p->placed, &copy->pending);
+	ferry_bitmap_zero(&copy->pending);
+	r = ferry_copy_last_look(copy, err);
+	if (!r && ferry_order_heat(&p->order, p->ram, &copy->pending))
+		r = ferry_error_set(err, ENOMEM, "no memory for the map of hot pages");
+	ferry_bitmap_or(&copy->pending, &p->placed);
+	ferry_bitmap_zero(&p->placed);
+	return r;
+}
+
 int ferry_pager_left(struct ferry_pager *p, struct ferry_copy *copy, struct ferry_error *err)
 {
 	unsigned int i;
-	int r = ferry_copy_last_look(copy, err);
+	int r = copy->tracker && ferry_order_hot(&p->order) ? look_for_heat(p, copy, err) :
+							      ferry_copy_last_look(copy, err);
 
 	if (r)
 		return r;
@@ -255,8 +268,7 @@ static uint64_t serve_take(void *ctx, unsigned int block, uint64_t first, uint64
 	if (!n && !p->release.on)
 		n = 1;
 	__atomic_store_n(&p->asked_ns, ferry_clock_ns(), __ATOMIC_RELAXED);
-	__atomic_store_n(&p->hint, (uint64_t)block << PAGER_HINT_SHIFT | (first + pages),
-			 __ATOMIC_RELAXED);
+	ferry_order_asked(&p->order, block, first + pages);
 	return n;
 }
 
@@ -302,31 +314,6 @@ static bool urgent(struct ferry_pager *p)
 	return ferry_clock_ns() - __atomic_load_n(&p->asked_ns, __ATOMIC_RELAXED) < PAGER_URGENT_NS;
 }
 
-/* The next pages that are left, from where we are on and once around. Return: how many. */
-static uint64_t next_left(struct ferry_pager *p, uint64_t most)
-{
-	uint64_t hint = __atomic_exchange_n(&p->hint, PAGER_NO_HINT, __ATOMIC_RELAXED);
-	unsigned int turn;
-
-	if (hint != PAGER_NO_HINT) {
-		p->block = (unsigned int)(hint >> PAGER_HINT_SHIFT);
-		p->page = hint & ((1ull << PAGER_HINT_SHIFT) - 1);
-	}
-	for (turn = 0; turn <= p->ram->count; turn++) {
-		uint64_t end = p->left.pages[p->block], n;
-
-		while ((p->page = ferry_bitmap_next_atomic(&p->left, p->block, p->page, end)) < end) {
-			n = end - p->page < most ? end - p->page : most;
-			n = ferry_bitmap_take_atomic(&p->left, p->block, p->page, n);
-			if (n)
-				return n;
-		}
-		p->block = (p->block + 1) % p->ram->count;
-		p->page = 0;
-	}
-	return 0;
-}
-
 /* Is there something that ends it? */
 static int check(struct ferry_pager *p, struct ferry_link *link, struct ferry_error *err)
 {
@@ -343,19 +330,20 @@ static int check(struct ferry_pager *p, struct ferry_link *link, struct ferry_er
 /* One step of the background. Return: 0, or -errno the channels are lost. */
 static int send_some(struct ferry_pager *p, uint64_t ahead, struct ferry_error *err)
 {
-	uint64_t n;
+	unsigned int block = 0;
+	uint64_t n, first = 0;
 	int r = ferry_multifd_send_room(p->pool, ahead, ferry_clock_ns() + PAGER_SLICE_NS, err);
 
 	if (r)
 		return r == -ETIMEDOUT ? 0 : r;
-	n = next_left(p, urgent(p) ? PAGER_URGENT_PAGES : PAGER_CHUNK_PAGES);
+	n = ferry_order_take(&p->order, &p->left,
+			     urgent(p) ? PAGER_URGENT_PAGES : PAGER_CHUNK_PAGES, &block, &first);
 	if (!n)
 		return 0;
 	took(p, n);
-	r = ferry_multifd_send_queue(p->pool, p->block, p->page, n, false, err);
+	r = ferry_multifd_send_queue(p->pool, block, first, n, false, err);
 	if (!r)
-		ferry_release_queued(&p->release, p->block, p->page, n);
-	p->page += n;
+		ferry_release_queued(&p->release, block, first, n);
 	return r ? r : ferry_release_step(&p->release, p->pool, p->server, false, err);
 }
 

@@ -9,6 +9,7 @@
 #include "engine/copy.h"
 #include "engine/job.h"
 #include "engine/link.h"
+#include "engine/order.h"
 #include "engine/release.h"
 #include "ram/bitmap.h"
 #include "ram/ram.h"
@@ -31,10 +32,8 @@ struct ferry_pager {
 	bool told;		    /* @placed is whole; atomic */
 	uint64_t total_pages;	    /* left at the switch, or at the last recovery */
 	uint64_t left_pages;	    /* atomic */
-	uint64_t hint;		    /* behind the page asked for last; atomic */
-	uint64_t asked_ns;	    /* when that was; atomic */
-	unsigned int block;	    /* where the channels go on */
-	uint64_t page;
+	struct ferry_order order;   /* of what the channels take */
+	uint64_t asked_ns;	    /* when a page was asked for last; atomic */
 
 	struct ferry_release release;
 	struct ferry_multifd_send *pool;  /* changed with job->lock held */
