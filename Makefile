@@ -157,6 +157,7 @@ $(O)/selftests/%: $(O)/obj/selftests/%.o $(archive) $(O)/libferry.a
 
 # Of two files; test_inject includes the other one.
 $(O)/unit/test_port $(O)/unit/test_port_guest: $(O)/obj/selftests/unit/port_vmm.o
+$(O)/unit/test_multifd $(O)/unit/test_multifd_packets: $(O)/obj/selftests/unit/multifd_rig.o
 $(O)/selftests/inject/kill_sweep: $(O)/obj/selftests/inject/target.o
 
 $(O)/targets/%: $(O)/obj/selftests/fuzz/%.o $(archive) $(O)/libferry.a
