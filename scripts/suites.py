@@ -38,7 +38,8 @@ E2E_TIMEOUTS = {'precopy': 600, 'faults': 480, 'postcopy': 480}
 # one of these words. --long runs the whole file.
 E2E_PART = {
     'postcopy': ['moves', 'by_command', 'discard-fail', 'package-kill', 'cancelled_while',
-                 'lacks-kill', 'start-kill', 'under_way/recv', 'link_cut', 'no_page_is_torn'],
+                 'lacks-kill', 'start-kill', 'under_way/recv', 'link_cut', 'no_page_is_torn',
+                 'it_starts/worker'],
     'postcopy_recover': ['paused_by', 'another_address', 'answered-worker', 'told-worker',
                          'under_way/recv', 'run-accepted', 'commit-send', 'load-recv', 'destination-dead',
                          'spill_errors', 'released', 'options_survive/all',

@@ -13,7 +13,7 @@ faults      a guest that writes all over its memory moves by postcopy. How long 
 background  an idle guest with filled RAM: GiB/s from the start to the last page by 1, 2, 4
             channels, QEMU's postcopy, and ferry's precopy
 work        the guest's work in the second before, while pages are missing, and after
-order       ferry-vmm, two vCPUs, over a line of 64 MiB/s: what the guest waits for by the order in
+order       ferry-vmm, two vCPUs, over a line of 128 MiB/s: what the guest waits for by the order in
             which the background goes (user/engine/order.h). Its guest writes one page after the
             other, or at random, or 9 of 10 in a tenth of the pages
 """
@@ -315,9 +315,9 @@ def background_move(bench, peer):
 
 # ---------------------------------------------------------------- order
 
-# Pages a second that the guest touches: half of what the line brings, so that it is not all of
-# it by faults.
-ORDER_RATE = 8000
+# Pages a second that the guest touches: less than the line brings, or all would come by faults.
+ORDER_RATE = 20000
+ORDER_PAGES = 64 * 256
 ORDERS = ("address", "near", "hot", "both")
 PATTERNS = {
     "sequential": ("seq", ("now",)),
@@ -330,17 +330,19 @@ PATTERNS = {
 def order_move(order, pattern, postcopy):
     """One move. Seconds that threads waited, how often, until all is there; its work meanwhile."""
     lab = VmmLab("order")
-    lab.shape = ("--ram", "160M", "--vcpus", "2")
-    lab.work = ("--working-set", "96M", "--fill", "32M", "--pattern", pattern,
+    lab.shape = ("--ram", "192M", "--vcpus", "2")
+    lab.work = ("--working-set", "64M", "--fill", "96M", "--pattern", pattern,
                 "--dirty-rate", str(ORDER_RATE))
     try:
         guest = lab.guest()
         target = lab.destination()
-        time.sleep(1)
+        # All of it has been written; of the hot guest's cold pages, every tenth write.
+        wanted = ORDER_PAGES * (10 if pattern == "hot" else 2)
+        wait_until(lambda: guest.qemu.ask()["work"] >= wanted, 60, "its working set is written")
         recv = lab.recv(target)
         # All know what was written last: looking for it is not part of what is compared.
         send = lab.send(guest.qemu, recv.listening, "--tracker", "pagemap", "--postcopy",
-                        *postcopy, "--max-bandwidth", "64M",
+                        *postcopy, "--max-bandwidth", "128M",
                         env={"FERRY_POSTCOPY_ORDER": order})
         send.wait_state("postcopy-active", 30)
         begin, began = target.ask()["work"], time.monotonic()

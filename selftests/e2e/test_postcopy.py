@@ -5,6 +5,7 @@
 The guest of every test checks all the memory it has written, counts, and says so each tick: a
 page that came late, twice or from the wrong time shows as bad memory or a gap.
 """
+import json
 import os
 import signal
 import sys
@@ -257,6 +258,33 @@ def worker_killed(lab, side, stage):
         trial.at_source()
     else:
         trial.completed()
+
+
+@test(timeout=60, cases={"worker-killed": (True,), "lives": (False,)})
+def qemu_waits_for_a_page_when_it_starts(lab, killed):
+    """`cont` is answered when a page has come, and that comes over the next link if need be.
+
+    A QEMU that is stopped stands for one whose vCPU waits for a page with the lock held. Until it
+    answers, the destination answers the source's new worker, who says RUN again.
+    """
+    trial = Trial(lab, send="commit:delay=1500", args=("--postcopy", "now"))
+    trial.recv.wait_state("commit-wait")
+    lab.on_close(lambda: trial.target.alive() and os.kill(trial.target.pid, signal.SIGCONT))
+    os.kill(trial.target.pid, signal.SIGSTOP)
+    name = trial.target.id + "-in"
+    wait_until(lambda: record_of(lab, name)["phase"] == "run-accepted", 10, "RUN is accepted")
+    if killed:
+        os.kill(trial.send.worker(), signal.SIGKILL)
+        wait_until(lambda: record_of(lab, name)["epoch"] > 1, 10, "its successor is answered")
+        time.sleep(0.5)  # until it has asked, heard "waiting" and said RUN again
+    check_equal(record_of(lab, name)["phase"], "run-accepted", "the destination's phase")
+    os.kill(trial.target.pid, signal.SIGCONT)
+    trial.completed()
+
+
+def record_of(lab, name):
+    with open(os.path.join(lab.runtime, name + ".json")) as file:
+        return json.load(file)
 
 
 @test(cases={"send": ("send",), "recv": ("recv",)})

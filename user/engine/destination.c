@@ -103,6 +103,7 @@ static void destination_init(struct ferry_destination *d, struct ferry_job *job)
 static void destination_free(struct ferry_destination *d)
 {
 	ferry_job_interrupt(d->job, NULL, NULL);
+	ferry_destination_start_join(d);
 	ferry_destination_set_pool(d, NULL);
 	ferry_incoming_free(&d->incoming);
 	ferry_destination_drop_channels(d);
@@ -143,8 +144,9 @@ static uint64_t destination_deadline_ns(const struct ferry_destination *d)
 {
 	uint64_t limit_ns = d->job->record.timeout_ms * FERRY_NS_PER_MS;
 
-	if (!d->job->record.epoch)
-		return FERRY_CLOCK_NEVER; /* no source has come yet */
+	/* No source has come yet; or the VMM is asked something, and has a deadline of its own. */
+	if (!d->job->record.epoch || d->start.busy)
+		return FERRY_CLOCK_NEVER;
 	/* The guest runs and lacks pages: whoever brings them is welcome at any time. */
 	if (d->main_fd < 0 && d->job->record.phase == FERRY_PHASE_RAN_LACKS)
 		return FERRY_CLOCK_NEVER;
@@ -222,6 +224,8 @@ static int destination_step(struct ferry_destination *d, struct ferry_error *err
 
 		if (read(d->wake_fd, &times, sizeof(times)) < 0)
 			ferry_log_debug("woken up for nothing");
+		if (d->start.busy && __atomic_load_n(&d->start.ended, __ATOMIC_ACQUIRE))
+			return ferry_destination_start_ended(d, err);
 		if (destination_is_whole(d))
 			return destination_placed(d);
 		ferry_destination_relisten(d);

@@ -16,6 +16,18 @@
 #include "xport/multifd_recv.h"
 #include "xport/uri.h"
 
+/* The VMM has been told to start a guest that lacks pages. */
+struct ferry_destination_start {
+	pthread_t thread;
+	bool busy;  /* the thread is not joined yet */
+	bool ended; /* it is about to end: atomic; the next two are its own until then */
+	int result;
+	struct ferry_error why;
+	bool asked; /* there was a RUN on the present main channel */
+	bool again; /* not the first start: it cannot be refused any more */
+	uint64_t began_ns;
+};
+
 /* The destination's side; shared by destination.c and its frame handlers. */
 struct ferry_destination {
 	struct ferry_job *job;
@@ -41,6 +53,7 @@ struct ferry_destination {
 	size_t state_bytes;
 	bool adopted; /* armed by an earlier worker */
 	bool asked; /* recovery: the source was told which pages are here */
+	struct ferry_destination_start start;
 	bool done; /* ACK came, or nothing more will */
 };
 
@@ -85,13 +98,16 @@ void ferry_destination_set_main(struct ferry_destination *d, int fd);
 void ferry_destination_set_pool(struct ferry_destination *d, struct ferry_multifd_recv *pool);
 
 /**
- * ferry_destination_accept_run() - RUN is valid: record it, start the guest, record what came
+ * ferry_destination_accept_run() - RUN is valid: record it, start the guest, record and tell what came
  *
- * Return: 0 the guest is owned here; -ECANCELED a cancel came first; -ECONNREFUSED it could not
- * be started, which is recorded; -EIO it may or may not have run; other -errno: nothing could be
- * recorded.
+ * Return: 0 the guest is owned here, or being started (start.busy); -ECANCELED a cancel came first;
+ * -ECONNREFUSED it could not be started, which is recorded; -EIO it may or may not have run; other
+ * -errno: nothing could be recorded.
  */
 int ferry_destination_accept_run(struct ferry_destination *d, struct ferry_error *err);
+
+/** ferry_destination_run_again() - RUN of an accepted guest. Return: as ferry_destination_start(). */
+int ferry_destination_run_again(struct ferry_destination *d, struct ferry_error *err);
 
 /** ferry_destination_open() - the VMM, in a worker that took over: it could not ask one that waited. */
 int ferry_destination_open(struct ferry_destination *d, struct ferry_error *err);
@@ -102,6 +118,15 @@ int ferry_destination_open(struct ferry_destination *d, struct ferry_error *err)
  * Return: as ferry_guest_ops.run().
  */
 int ferry_destination_start(struct ferry_destination *d, struct ferry_error *why);
+
+/** ferry_destination_start_ended() - what start.busy was for. Return: as ..._accept_run(). */
+int ferry_destination_start_ended(struct ferry_destination *d, struct ferry_error *err);
+
+/** ferry_destination_start_join() - wait for the thread of a start, if there is one. */
+void ferry_destination_start_join(struct ferry_destination *d);
+
+/** ferry_destination_refuse() - tell the source that the guest never runs here, and why. */
+int ferry_destination_refuse(struct ferry_destination *d);
 
 /** ferry_destination_give_up() - record that the guest never runs here and end its VMM. */
 int ferry_destination_give_up(struct ferry_destination *d, enum ferry_phase phase,

@@ -174,6 +174,7 @@ static enum ferry_wire_status take_recover(struct ferry_destination *d,
 		d->channels = hello->channels;
 	}
 	ferry_destination_set_main(d, fd);
+	d->start.asked = false;
 	if (ferry_job_state(d->job) == FERRY_STATE_POSTCOPY_PAUSED) {
 		ferry_job_move(d->job, FERRY_STATE_POSTCOPY_RECOVER_SETUP, NULL);
 		ferry_fault_point("back", NULL);

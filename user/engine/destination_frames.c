@@ -359,45 +359,23 @@ static int on_ping(struct ferry_destination *d, const uint8_t *body, uint32_t le
 	return send_u32(d, FERRY_WIRE_PONG, number);
 }
 
-static int refuse(struct ferry_destination *d)
-{
-	const char *why = d->job->record.error;
-
-	return ferry_destination_send(d, FERRY_WIRE_REFUSED, why, (uint32_t)strlen(why));
-}
-
 static int on_run(struct ferry_destination *d, const uint8_t *body, uint32_t length,
 		  struct ferry_error *err)
 {
 	struct ferry_job *job = d->job;
-	uint64_t began_ns = ferry_clock_ns();
 	uint32_t flags;
-	uint8_t ns[8];
 	int r = ferry_wire_u32_decode(&flags, body, length);
 
 	if (r || (flags & ~FERRY_WIRE_RUN_PAUSED))
 		return ferry_error_set(err, EPROTO, "the source sent RUN with unknown flags");
 	if (job->record.phase == FERRY_PHASE_REFUSED || job->record.phase == FERRY_PHASE_ABORTED)
-		return refuse(d);
+		return ferry_destination_refuse(d);
 	job->record.guest_paused = flags & FERRY_WIRE_RUN_PAUSED;
-	if (job->record.phase == FERRY_PHASE_COMMIT_WAIT) {
-		r = ferry_destination_accept_run(d, err);
-		if (r == -ECONNREFUSED)
-			refuse(d);
-	} else if (job->record.phase == FERRY_PHASE_RUN_ACCEPTED) {
-		/* An earlier start may have worked: failing now proves nothing, so no REFUSED. */
-		r = ferry_destination_start(d, err);
-	}
-	if (r)
-		return r;
-	ferry_wire_u64_encode(ferry_clock_ns() - began_ns, ns);
-	if (job->record.phase == FERRY_PHASE_RAN_LACKS) {
-		r = ferry_destination_send(d, FERRY_WIRE_RUNNING_LACKS, ns, sizeof(ns));
-		ferry_fault_point("lacks-sent", NULL);
-		return r;
-	}
-	r = ferry_destination_send(d, FERRY_WIRE_RUNNING, ns, sizeof(ns));
-	ferry_fault_point("running-sent", NULL);
+	if (job->record.phase != FERRY_PHASE_COMMIT_WAIT)
+		return ferry_destination_run_again(d, err);
+	r = ferry_destination_accept_run(d, err);
+	if (r == -ECONNREFUSED)
+		ferry_destination_refuse(d);
 	return r;
 }
 
