@@ -13,6 +13,7 @@ Booting costs two seconds, so Lab.guest() hands out one guest that tests pass on
 as long as nothing fails: where one test's migration ended, the next one starts.
 """
 import ctypes
+import fcntl
 import json
 import os
 import re
@@ -214,7 +215,8 @@ class Qemu:
 
     @memory: where guest RAM is: shm (a file in /dev/shm), memfd (one this side
         made, by /proc/self/fd), own-memfd (memory-backend-memfd), private (not
-        shared), or disk (a shared file in the lab's folder)
+        shared), disk (a shared file in the lab's folder), or huge pages: hugetlb (a file on
+        a hugetlbfs), huge-memfd (memory-backend-memfd); Lab.huge_pages() first
     @backends: into how many memory backends RAM is split (NUMA nodes)
     @memory_id: first letters of the backends' names, which name the RAM blocks
     @memory_options: more options of each backend, like "discard-data=on"
@@ -278,7 +280,7 @@ class Qemu:
         if self._inherited:
             self.ram_paths.append(self._inherited[number])
             return self._inherited[number]
-        folder = SHM if self.memory == "shm" else self.dir
+        folder = {"shm": SHM, "hugetlb": self.lab.hugetlbfs}.get(self.memory, self.dir)
         path = os.path.join(folder, "ferry-e2e-%d-%s-%s%d" % (os.getpid(), self.lab.tag,
                                                              self.name, number))
         self.ram_files.append(path)
@@ -299,6 +301,8 @@ class Qemu:
                 backend = "memory-backend-ram," + ident
             elif self.memory == "own-memfd":
                 backend = "memory-backend-memfd,share=on," + ident
+            elif self.memory == "huge-memfd":
+                backend = "memory-backend-memfd,share=on,hugetlb=on,hugetlbsize=2M," + ident
             else:
                 backend = "memory-backend-file,share=on,%s,mem-path=%s" \
                     % (ident, self._backend_path(number, size << 20))
@@ -687,6 +691,25 @@ class Netns:
             subprocess.run(["ip", "netns", "del", name], stderr=subprocess.DEVNULL)
 
 
+# ---------------------------------------------------------------- huge pages
+
+def change_huge_pages(by):
+    """So many more of 2 MiB, or fewer. Others do the same: only the difference is ours."""
+    path = "/proc/sys/vm/nr_hugepages"
+    try:
+        file = open(path, "r+")
+    except OSError as error:
+        raise Skip("this kernel has no huge pages of 2 MiB: %s" % error)
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # test_dirty.c does so too
+        wanted = int(file.read()) + by
+        file.seek(0)
+        file.write("%d" % max(wanted, 0))
+        file.flush()
+        file.seek(0)
+        return int(file.read()) >= wanted
+
+
 # ---------------------------------------------------------------- the lab
 
 class Lab:
@@ -705,6 +728,7 @@ class Lab:
         self.runtime = os.path.join(self.dir, "run")
         os.mkdir(self.runtime, 0o700)
         self.qemus, self.ferries, self._undo = [], [], []
+        self.hugetlbfs = None
         self._borrowed = None
         Lab._open.append(self)
 
@@ -770,6 +794,19 @@ class Lab:
 
     def on_close(self, function):
         self._undo.append(function)
+
+    def huge_pages(self, mib):
+        """So many MiB of huge pages, for this test, and a hugetlbfs."""
+        self.on_close(lambda: change_huge_pages(-mib // 2))
+        if not change_huge_pages(mib // 2):
+            raise Skip("the kernel has no %d MiB left for huge pages" % mib)
+        self.hugetlbfs = os.path.join(self.dir, "hugetlbfs")
+        os.mkdir(self.hugetlbfs)
+        run = subprocess.run(["mount", "-t", "hugetlbfs", "-o", "pagesize=2M", "none",
+                              self.hugetlbfs], stderr=subprocess.PIPE, text=True)
+        if run.returncode:
+            raise Skip("no hugetlbfs: " + run.stderr.strip())
+        self.on_close(lambda: subprocess.run(["umount", self.hugetlbfs], check=True))
 
     # -- ending things
 

@@ -493,6 +493,15 @@ def wrong_size(lab):
 
 
 @test()
+def huge_pages(lab):
+    lab.huge_pages(96)
+    guest = lab.boot(memory="hugetlb")
+    refused(lab, guest, lab.heir(guest.qemu, memory="hugetlb").uri,
+            r"'ram0' is of huge pages \(hugetlb\): such a guest cannot be handed")
+    guest.check_good()
+
+
+@test()
 def other_refusals(lab):
     guest = lab.guest()
     for to, words in (("port:/nowhere", "different kinds"), ("/nowhere", "no driver and path"),

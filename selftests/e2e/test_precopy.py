@@ -107,6 +107,23 @@ def from_file_to_memfd(lab):
     migrate(lab, lab._borrowed, lab.destination())
 
 
+@test(timeout=60, cases={"file": ("hugetlb", ()), "memfd": ("huge-memfd", ("--channels", 4))})
+def huge_pages(lab, memory, args):
+    """hugetlb memory, tracked; its holes are neither sent nor allocated."""
+    lab.huge_pages(2 * 160)
+    guest = lab.boot(memory=memory, mib=160)
+    target = lab.destination(memory=memory, mib=160)
+    before = guest.qemu.ram_blocks()
+    send, recv = migrate(lab, guest, target, "--verify", "--tracker", "pagemap", *args)
+    for ferry in (send, recv):
+        check_equal(ferry.result["verified"], True, "verified of " + ferry.name)
+    check(send.result["rounds"] >= 2, "nothing was tracked: %s", send.result)
+    if memory == "hugetlb":
+        check(0 < before * 512 < 150 << 20, "the source's RAM is full, or none: %d", before)
+        check(target.ram_blocks() <= before + 4096 * 4, "the destination has %d blocks, the source "
+              "%d", target.ram_blocks(), before)
+
+
 @test()
 def vga_and_roms_travel_with_the_devices(lab):
     options = {"args": ["-device", "VGA,vgamem_mb=8", "-device", "e1000e"]}

@@ -299,6 +299,14 @@ def block_size_mismatch(lab):
 
 
 @test()
+def huge_and_small_pages(lab):
+    lab.huge_pages(96)
+    check_pair_refused(lab, lab.guest(), lab.qemu("huge", memory="hugetlb", incoming=True),
+                       "4096-byte pages at the source", "2097152-byte pages here",
+                       "start both VMMs with the same memory")
+
+
+@test()
 def block_name_mismatch(lab):
     check_pair_refused(lab, lab.guest(), lab.destination(memory_id="other"), "ram0|other0")
 

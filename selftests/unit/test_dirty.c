@@ -23,7 +23,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
@@ -37,10 +36,10 @@
 #include "base/clock.h"
 #include "dirty/dirty.h"
 #include "base/uapi_compat.h"
+#include "huge_pool.h"
 
 #define PAGES 4096ul /* 16 MiB */
 #define SIZE (PAGES * FERRY_PAGE_SIZE)
-#define HUGE_SIZE (2ul << 20)
 #define WRITERS 2
 #define ROUNDS 300
 #define WAIT_MS 60000 /* kernels under emulation are slow */
@@ -382,46 +381,16 @@ static void parts_of_a_large_block(void **state)
 	size_bytes = SIZE;
 }
 
-/* Of the size that a memfd of huge pages gets when it asks for none, 2 MiB. */
-#define HUGE_COUNT "/proc/sys/vm/nr_hugepages"
-
-static unsigned long huge_count(int fd)
-{
-	char text[32] = "";
-
-	assert_true(pread(fd, text, sizeof(text) - 1, 0) > 0);
-	return strtoul(text, NULL, 10);
-}
-
-/* Return: how many there are now; whoever else asks for some waits until @fd is closed. */
-static unsigned long huge_ask(int fd, unsigned long count)
-{
-	char text[32];
-	int len = snprintf(text, sizeof(text), "%lu", count);
-
-	assert_int_equal(pwrite(fd, text, (size_t)len, 0), len);
-	return huge_count(fd);
-}
-
 /* hugetlb pages are scanned whole or not at all: where parts meet there is none in between. */
 static void parts_of_hugetlb(void **state)
 {
 	const uint64_t count = 513, huge_pages = HUGE_SIZE / FERRY_PAGE_SIZE;
 	const struct ferry_dirty_ops *ops = tracker(state);
-	int fd = open(HUGE_COUNT, O_RDWR | O_CLOEXEC);
 	struct ferry_dirty *d;
-	unsigned long before;
 	struct target t;
 
-	assert_true(fd >= 0);
-	assert_int_equal(flock(fd, LOCK_EX), 0);
-	before = huge_count(fd);
-	if (huge_ask(fd, before + count) < before + count) {
-		huge_ask(fd, before);
-		close(fd);
-		print_message("SKIP: the kernel has no 1026 MiB left for huge pages\n");
+	if (!huge_pool_take(count))
 		skip();
-	}
 	size_bytes = count * HUGE_SIZE;
 	page_size = HUGE_SIZE;
 	target_start_on(&t, memfd_create("test-dirty", MFD_CLOEXEC | MFD_HUGETLB));
@@ -438,8 +407,7 @@ static void parts_of_hugetlb(void **state)
 	target_end(&t);
 	size_bytes = SIZE;
 	page_size = FERRY_PAGE_SIZE;
-	huge_ask(fd, before);
-	close(fd);
+	huge_pool_give_back(count);
 }
 
 /* Every other page is a region of its own. */

@@ -320,21 +320,6 @@ static void memfd_backends_depend_on_the_version(void **state)
 	check_says(&f, FERRY_GUEST_SOURCE, -ENXIO, "'m' (memfd) is not mapped");
 }
 
-static void a_memfd_of_huge_pages_is_refused(void **state)
-{
-	static const struct answer overrides[] = {
-		{ "\"property\":\"type\"", "\"memory-backend-memfd\"" },
-		{ "\"property\":\"mem-path\"", "!no such property" },
-		{ "\"property\":\"hugetlb\"", "true" },
-		{ NULL, NULL },
-	};
-	struct fake f;
-
-	(void)state;
-	fake_start(&f, overrides);
-	check_says(&f, FERRY_GUEST_SOURCE, -EOPNOTSUPP, "hugetlb");
-}
-
 static void a_private_mapping_is_refused(void **state)
 {
 	struct fake f;
@@ -638,7 +623,6 @@ int main(void)
 		cmocka_unit_test(a_healthy_guest_passes),
 		cmocka_unit_test(refusals_name_the_culprit),
 		cmocka_unit_test(memfd_backends_depend_on_the_version),
-		cmocka_unit_test(a_memfd_of_huge_pages_is_refused),
 		cmocka_unit_test(a_private_mapping_is_refused),
 		cmocka_unit_test(a_disk_file_is_refused),
 		cmocka_unit_test(a_destination_must_wait),

@@ -58,7 +58,8 @@ static int check_from(struct ferry_cpr *c, struct ferry_error *err)
 	pthread_mutex_lock(&c->job->lock);
 	c->job->stats.ram_bytes = ferry_ram_bytes(&c->ram);
 	pthread_mutex_unlock(&c->job->lock);
-	return ferry_fault_uffd_probe(&c->ram, err);
+	r = ferry_cpr_check_kind(c, err);
+	return r ? r : ferry_fault_uffd_probe(&c->ram, err);
 }
 
 static int open_to(struct ferry_cpr *c, struct ferry_error *err)

@@ -26,6 +26,8 @@ struct ferry_cpr {
 
 /* cpr_check.c */
 
+/** ferry_cpr_check_kind() - can its pages be kept? Return: 0 or -EOPNOTSUPP. */
+int ferry_cpr_check_kind(const struct ferry_cpr *c, struct ferry_error *err);
 /** ferry_cpr_check_ram() - is the new VMM's RAM the guest's own? */
 int ferry_cpr_check_ram(const struct ferry_cpr *c, struct ferry_error *err);
 

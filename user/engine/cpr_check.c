@@ -33,6 +33,20 @@ static int check_block(const struct ferry_ram_block *b, const struct ferry_ram_b
 	return 0;
 }
 
+int ferry_cpr_check_kind(const struct ferry_cpr *c, struct ferry_error *err)
+{
+	unsigned int i;
+
+	/* Pages that loading touches are kept one by one (fault/keep.h). */
+	for (i = 0; i < c->ram.count; i++)
+		if (ferry_ram_is_huge(&c->ram.blocks[i]))
+			return ferry_error_set(err, EOPNOTSUPP, "memory block '%s' is of huge pages "
+					       "(hugetlb): such a guest cannot be handed to another "
+					       "VMM yet; migrate it to one on this host (ferry send)",
+					       c->ram.blocks[i].name);
+	return 0;
+}
+
 int ferry_cpr_check_ram(const struct ferry_cpr *c, struct ferry_error *err)
 {
 	unsigned int i;

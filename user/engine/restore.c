@@ -97,9 +97,8 @@ int ferry_restore_put(const struct ferry_ram *ram, unsigned int block, uint64_t 
 		      struct ferry_error *err)
 {
 	const struct ferry_ram_block *b = &ram->blocks[block];
-	uint64_t off = (uint64_t)first * FERRY_PAGE_SIZE;
-	int r = ferry_io_pwrite(b->fd, buf + off, (size_t)pages * FERRY_PAGE_SIZE,
-				(off_t)(b->fd_off_bytes + extent * FERRY_STORE_EXTENT_BYTES + off));
+	int r = ferry_ram_write(b, extent * FERRY_STORE_EXTENT_PAGES + first, pages,
+				buf + (size_t)first * FERRY_PAGE_SIZE);
 
 	return r ? ferry_error_set(err, -r, "writing memory block '%s' of the guest: %s", b->name,
 				   strerror(-r)) : 0;

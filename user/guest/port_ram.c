@@ -5,18 +5,17 @@
  * that answers is the one that maps this memory at these addresses.
  */
 #include <errno.h>
-#include <linux/magic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <sys/statfs.h>
 #include <unistd.h>
 
 #include "base/io.h"
 #include "guest/json.h"
 #include "guest/port.h"
 #include "guest/proc.h"
+#include "ram/hugetlb.h"
 
 /* One block of a peer; the descriptor is the caller's. */
 static int ask_block(struct ferry_vmm *v, struct ferry_vmm_peer *peer, uint32_t index,
@@ -41,19 +40,20 @@ static int ask_block(struct ferry_vmm *v, struct ferry_vmm_peer *peer, uint32_t 
 
 static int check_file(const struct ferry_proto_ram *ram, int fd, struct ferry_error *err)
 {
-	struct statfs fs;
+	uint32_t page_size;
 	struct stat st;
 
-	if (fstatfs(fd, &fs) || fstat(fd, &st))
+	if (fstat(fd, &st))
 		return ferry_error_set(err, errno, "guest RAM '%s': %s", ram->name,
 				       strerror(errno));
-	if (fs.f_type == HUGETLBFS_MAGIC || ram->page_bytes != FERRY_PAGE_SIZE)
-		return ferry_error_set(err, EOPNOTSUPP, "guest RAM '%s' is hugetlb memory, which is "
-				       "not supported yet; use a memfd without MFD_HUGETLB",
-				       ram->name);
-	if (fs.f_type != TMPFS_MAGIC)
-		return ferry_error_set(err, EINVAL, "guest RAM '%s' is no memory file (a memfd, or "
-				       "on tmpfs)", ram->name);
+	if (ferry_hugetlb_page_size(fd, &page_size, err)) {
+		ferry_error_prefix(err, "guest RAM '%s'", ram->name);
+		return -err->errnum;
+	}
+	if (ram->page_bytes != page_size)
+		return ferry_error_set(err, EINVAL, "guest RAM '%s' is of %u-byte pages, its VMM says "
+				       "%llu: page_bytes of ferry_port_add_ram() is wrong", ram->name,
+				       page_size, (unsigned long long)ram->page_bytes);
 	if ((uint64_t)st.st_size < ram->fd_offset + ram->bytes)
 		return ferry_error_set(err, EINVAL, "guest RAM '%s': its file has %lld bytes, less "
 				       "than the block", ram->name, (long long)st.st_size);

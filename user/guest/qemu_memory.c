@@ -10,17 +10,15 @@
  * madvise); contiguous pieces count as one. A block is named by its backend's
  * id, so both sides agree whatever the files are called.
  *
- * Only shared memory on tmpfs is taken: QEMU leaves private memory and (from
+ * Only shared memory on tmpfs, or hugetlb memory, is taken: QEMU leaves private memory and (from
  * 8.1 on) anonymous memfds in its own migration stream.
  */
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/magic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <sys/vfs.h>
 #include <unistd.h>
 
 #include "base/log.h"
@@ -29,6 +27,7 @@
 #include "guest/proc.h"
 #include "guest/qemu.h"
 #include "inject/inject.h"
+#include "ram/hugetlb.h"
 
 /* How a person should give the guest its RAM instead. */
 static int refuse(const struct ferry_qemu_memory *m, int errnum, const char *why,
@@ -105,14 +104,8 @@ static int check_backend(struct ferry_qemu *q, struct ferry_qemu_memory *m, bool
 		return refuse(m, EOPNOTSUPP, "discard-data=on zeroes it when QEMU quits", err);
 	if (!r)
 		r = get_text(q, m->id, "mem-path", m->path, sizeof(m->path), err);
-	/* Where a file is, its file system tells about huge pages, when it is opened. */
 	if (r || (!strcmp(type, "memory-backend-file") && m->path[0]))
 		return r;
-	r = ferry_qemu_memory_bool(q, m->id, "hugetlb", &on, err);
-	if (r)
-		return r;
-	if (on)
-		return refuse(m, EOPNOTSUPP, "huge pages (hugetlb) are not supported yet", err);
 	if (strcmp(type, "memory-backend-memfd")) {
 		char why[128];
 
@@ -328,10 +321,10 @@ int ferry_qemu_memory_open(const struct ferry_qemu *q, const struct ferry_peers_
 
 /* Open it and look at what kind of file it is. Return: descriptor or -errno. */
 static int open_memory(const struct ferry_qemu *q, const struct ferry_qemu_memory *m,
-		       struct ferry_error *err)
+		       uint32_t *page_size, struct ferry_error *err)
 {
 	const struct ferry_peers_file file = { .dev = m->dev, .ino = m->ino };
-	struct statfs fs;
+	struct ferry_error why;
 	struct stat st;
 	int r = 0, fd = ferry_qemu_memory_open(q, &file, m->area_start, m->area_end);
 
@@ -339,13 +332,11 @@ static int open_memory(const struct ferry_qemu *q, const struct ferry_qemu_memor
 		return ferry_error_set(err, -fd, "opening guest RAM '%s' (%s) of QEMU (pid %d): %s; "
 				       "run ferry as root", m->id, m->path, (int)q->guest.pid,
 				       strerror(-fd));
-	if (fstatfs(fd, &fs) || fstat(fd, &st))
+	if (fstat(fd, &st))
 		r = ferry_error_set(err, errno, "guest RAM '%s' (%s): %s", m->id, m->path,
 				    strerror(errno));
-	else if (fs.f_type == HUGETLBFS_MAGIC)
-		r = refuse(m, EOPNOTSUPP, "huge pages (hugetlbfs) are not supported yet", err);
-	else if (fs.f_type != TMPFS_MAGIC)
-		r = refuse(m, EOPNOTSUPP, "it is a file on a disk, not shared memory", err);
+	else if (ferry_hugetlb_page_size(fd, page_size, &why))
+		r = refuse(m, why.errnum, why.text, err);
 	else if ((uint64_t)st.st_size < m->fd_off_bytes + m->size_bytes)
 		r = ferry_error_set(err, EINVAL, "guest RAM '%s' (%s): the file has %lld bytes, the "
 				    "backend %llu", m->id, m->path, (long long)st.st_size,
@@ -363,6 +354,7 @@ static int find_one(struct ferry_qemu *q, struct json_object *memdev, struct fer
 	const char *id = ferry_json_string(memdev, "id");
 	struct json_object *off;
 	struct ferry_error why;
+	uint32_t page_size;
 	int fd, r;
 
 	memset(m, 0, sizeof(*m));
@@ -385,7 +377,7 @@ static int find_one(struct ferry_qemu *q, struct json_object *memdev, struct fer
 	r = find_mapping(q, m, err);
 	if (r)
 		return r;
-	fd = open_memory(q, m, err);
+	fd = open_memory(q, m, &page_size, err);
 	if (fd < 0)
 		return fd;
 	close(fd);
@@ -471,13 +463,12 @@ int ferry_qemu_describe(struct ferry_guest *guest, struct ferry_ram *ram, struct
 	for (i = 0; !r && i < n; i++) {
 		struct ferry_ram_block block = {
 			.size_bytes = list[i].size_bytes,
-			.page_size = FERRY_PAGE_SIZE,
 			.fd_off_bytes = list[i].fd_off_bytes,
 			.vmm_addr = list[i].vmm_addr,
 		};
 
 		strcpy(block.name, list[i].id);
-		block.fd = open_memory(q, &list[i], err);
+		block.fd = open_memory(q, &list[i], &block.page_size, err);
 		if (block.fd < 0) {
 			r = block.fd;
 			break;

@@ -172,14 +172,14 @@ void ferry_port_destroy(struct ferry_port *port);
  * struct ferry_port_ram - one block of guest RAM
  * @struct_size: sizeof(struct ferry_port_ram), so that it can grow
  * @name: unique; equal on both sides of a migration; 1 to 127 printable ASCII characters
- * @fd: a memfd or a file on tmpfs; duplicated
+ * @fd: a memfd or a file on tmpfs or hugetlbfs; duplicated
  * @fd_offset: where the block begins in it, a multiple of @page_bytes
  * @bytes: size, a multiple of @page_bytes, at least one page
  * @addr: where this process has it mapped, shared: the mapping that vCPUs use, of the whole
  *	block, readable and writable. It must stay there until ferry_port_destroy(), and must
  *	be made of pages of @fd only; the library may map a tracked view of the same pages
  *	over it and back
- * @page_bytes: size of the pages behind it: 0 means 4096; 2 MiB or 1 GiB for hugetlb
+ * @page_bytes: size of the pages behind it: 0 means 4096; 2 MiB for hugetlb, no larger one
  * @flags: 0
  */
 struct ferry_port_ram {

@@ -11,6 +11,8 @@
 #include <unistd.h>
 
 #include "base/io.h"
+#include "ram/hugetlb.h"
+#include "ram/sparse.h"
 
 /* x86 has no larger page; a block made of larger ones is a mistake of the sender. */
 #define MAX_PAGE_SIZE (1u << 30)
@@ -34,6 +36,7 @@ void ferry_ram_free(struct ferry_ram *ram)
 
 	for (i = 0; i < ram->count; i++) {
 		block_unmap(&ram->blocks[i]);
+		ferry_hugetlb_close(&ram->blocks[i]);
 		close(ram->blocks[i].fd);
 	}
 	free(ram->blocks);
@@ -115,6 +118,7 @@ int ferry_ram_add(struct ferry_ram *ram, const struct ferry_ram_block *block,
 	blocks[ram->count] = *block;
 	blocks[ram->count].map = NULL;
 	blocks[ram->count].map_writable = false;
+	blocks[ram->count].hugetlb = NULL;
 	ram->count++;
 	return 0;
 }
@@ -158,7 +162,9 @@ int ferry_ram_map(struct ferry_ram *ram, bool writable, struct ferry_error *err)
 
 		if (b->map && (b->map_writable || !writable))
 			continue;
-		ret = block_map(b, writable, err);
+		ret = ferry_hugetlb_open(b, err);
+		if (!ret && (writable || !ferry_ram_is_huge(b)))
+			ret = block_map(b, writable, err);
 		if (ret)
 			return ret;
 	}
@@ -194,7 +200,7 @@ uint64_t ferry_ram_pages(const struct ferry_ram *ram)
 static int block_punch(const struct ferry_ram_block *b, struct ferry_error *err)
 {
 	off_t begin = (off_t)b->fd_off_bytes;
-	off_t data;
+	uint64_t data = 0;
 	int ret;
 
 	do {
@@ -205,15 +211,15 @@ static int block_punch(const struct ferry_ram_block *b, struct ferry_error *err)
 		return ferry_error_set(err, errno,
 				       "cannot empty RAM block %s: punching its memory file failed: %s",
 				       b->name, strerror(errno));
-	data = lseek(b->fd, begin, SEEK_DATA);
-	if (data < 0 && errno != ENXIO)
-		return ferry_error_set(err, errno,
+	ret = ferry_sparse_first(b, &data, ferry_ram_block_pages(b));
+	if (ret < 0)
+		return ferry_error_set(err, -ret,
 				       "cannot tell whether RAM block %s is empty: SEEK_DATA failed: %s",
-				       b->name, strerror(errno));
-	if (data >= 0 && data < begin + (off_t)b->size_bytes)
+				       b->name, strerror(-ret));
+	if (ret)
 		return ferry_error_set(err, EBUSY,
 				       "RAM block %s still holds data at %#llx after it was emptied: something writes to it; stop that and try again",
-				       b->name, (long long)(data - begin));
+				       b->name, (unsigned long long)data << FERRY_PAGE_SHIFT);
 	return 0;
 }
 
@@ -223,7 +229,15 @@ int ferry_ram_punch(struct ferry_ram *ram, struct ferry_error *err)
 	int ret;
 
 	for (i = 0; i < ram->count; i++) {
-		ret = block_punch(&ram->blocks[i], err);
+		struct ferry_ram_block *b = &ram->blocks[i];
+
+		ret = ferry_hugetlb_open(b, err);
+		if (!ret)
+			ret = block_punch(b, err);
+		if (!ret)
+			ret = ferry_hugetlb_reserve(b, err);
+		if (!ret && ferry_ram_is_huge(b) && !b->map_writable)
+			ret = block_map(b, true, err);
 		if (ret)
 			return ret;
 	}
@@ -243,6 +257,24 @@ int ferry_ram_write(const struct ferry_ram_block *block, uint64_t first, uint64_
 			return 0;
 		}
 	}
+	if (ferry_ram_is_huge(block))
+		return block->map ? -ENOMEM : -EBADF;
 	return ferry_io_pwrite(block->fd, data, bytes,
 			       (off_t)(block->fd_off_bytes + (first << FERRY_PAGE_SHIFT)));
+}
+
+int ferry_ram_zero(const struct ferry_ram_block *block, uint64_t first, uint64_t pages)
+{
+	size_t bytes = (size_t)pages << FERRY_PAGE_SHIFT;
+	uint64_t off = first << FERRY_PAGE_SHIFT;
+
+	/* Part of a huge page cannot be freed, and a whole one might not come back. */
+	if (ferry_ram_is_huge(block)) {
+		if (!block->map || madvise(block->map + off, bytes, MADV_POPULATE_WRITE))
+			return block->map ? -ENOMEM : -EBADF;
+		memset(block->map + off, 0, bytes);
+		return 0;
+	}
+	return fallocate(block->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+			 (off_t)(block->fd_off_bytes + off), (off_t)bytes) ? -errno : 0;
 }

@@ -4,6 +4,8 @@
 #include <errno.h>
 #include <unistd.h>
 
+#include "ram/hugetlb.h"
+
 int ferry_sparse_next(const struct ferry_ram_block *block, uint64_t *page, uint64_t *pages,
 		      uint64_t end_page)
 {
@@ -15,6 +17,8 @@ int ferry_sparse_next(const struct ferry_ram_block *block, uint64_t *page, uint6
 		end_page = ferry_ram_block_pages(block);
 	if (*page >= end_page)
 		return 0;
+	if (block->hugetlb)
+		return ferry_hugetlb_next(block, page, pages, end_page, UINT64_MAX);
 	end = base + (off_t)(end_page << FERRY_PAGE_SHIFT);
 
 	data = lseek(block->fd, base + (off_t)(*page << FERRY_PAGE_SHIFT), SEEK_DATA);
@@ -44,8 +48,12 @@ int ferry_sparse_next(const struct ferry_ram_block *block, uint64_t *page, uint6
 int ferry_sparse_first(const struct ferry_ram_block *block, uint64_t *page, uint64_t end_page)
 {
 	off_t base = (off_t)block->fd_off_bytes;
-	off_t data = lseek(block->fd, base + (off_t)(*page << FERRY_PAGE_SHIFT), SEEK_DATA);
+	uint64_t pages;
+	off_t data;
 
+	if (block->hugetlb)
+		return ferry_hugetlb_next(block, page, &pages, end_page, 1);
+	data = lseek(block->fd, base + (off_t)(*page << FERRY_PAGE_SHIFT), SEEK_DATA);
 	if (data < 0)
 		return errno == ENXIO ? 0 : -errno;
 	*page = (uint64_t)(data - base) >> FERRY_PAGE_SHIFT;

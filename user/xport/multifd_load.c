@@ -5,7 +5,7 @@
  *   socket -> buffer (-> unpacked) -> pwrite(2) into the memory file
  *   socket -> pipe -> memory file, both by splice(2)
  *
- * The second has one copy less. It is taken where nothing has to be known of the data before it
+ * The second has one copy less, and hugetlb memory cannot do it. It is taken where nothing has to be known of the data before it
  * is in place: no codec, no checksum, and no guest that runs on what comes. Otherwise nothing
  * is written before the whole packet was found good: its head, what its extents unpack to, and
  * their checksums. What a connection that is lost inside a packet leaves half written is never
@@ -77,18 +77,17 @@ static int load_zero(struct ferry_multifd_channel *ch, const struct ferry_wire_e
 	struct ferry_bitmap *received = ch->pool->received;
 	uint64_t end = e->first_page + e->pages;
 	uint64_t page = ferry_bitmap_next_atomic(received, e->block, e->first_page, end);
+	int r;
 
 	while (page < end) {
 		uint64_t pages = 1;
 
 		while (page + pages < end && ferry_bitmap_test(received, e->block, page + pages))
 			pages++;
-		if (fallocate(block->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
-			      (off_t)(block->fd_off_bytes + (page << FERRY_PAGE_SHIFT)),
-			      (off_t)(pages << FERRY_PAGE_SHIFT)))
-			return ferry_multifd_fail(ch, errno,
-						  "making a hole in memory block '%s': %s",
-						  block->name, strerror(errno));
+		r = ferry_ram_zero(block, page, pages);
+		if (r)
+			return ferry_multifd_fail(ch, -r, "making a hole in memory block '%s': %s",
+						  block->name, strerror(-r));
 		ferry_bitmap_clear_atomic(received, e->block, page, pages);
 		page = ferry_bitmap_next_atomic(received, e->block, page + pages, end);
 	}
@@ -165,7 +164,7 @@ static int write_pages(struct ferry_multifd_channel *ch, unsigned int index, uin
 {
 	const struct ferry_ram_block *block = &ch->pool->ram->blocks[index];
 
-	if (ch->pool->mapped)
+	if (ch->pool->mapped || ferry_ram_is_huge(block))
 		return ferry_ram_write(block, first, pages, data);
 	return ferry_io_pwrite(block->fd, data, (size_t)pages << FERRY_PAGE_SHIFT,
 			       (off_t)(block->fd_off_bytes + (first << FERRY_PAGE_SHIFT)));
@@ -261,7 +260,8 @@ static bool may_splice(const struct ferry_multifd_channel *ch)
 	/* One small extent, and all of the packet is sooner read in one go. */
 	for (i = 0; i < ch->packet.extents; i++)
 		if (ch->extents[i].kind == FERRY_WIRE_EXTENT_NORMAL &&
-		    ch->extents[i].pages < SPLICE_MIN_PAGES)
+		    (ch->extents[i].pages < SPLICE_MIN_PAGES ||
+		     ferry_ram_is_huge(&pool->ram->blocks[ch->extents[i].block])))
 			return false;
 	return true;
 }
