@@ -33,7 +33,8 @@ static void status_advice(const struct ferry_record *r, char *text, size_t room)
 		snprintf(text, room, "ferry recover %s (waits for the source), ferry cancel %s (if the "
 			 "guest runs at the source), or, only if the source is gone for good: ferry "
 			 "resume %s --force-destination", id, id, id);
-	else if (r->phase == FERRY_PHASE_RAN || r->phase == FERRY_PHASE_RAN_LACKS || (!source && r->phase == FERRY_PHASE_RUN_ACCEPTED))
+	else if (r->phase == FERRY_PHASE_RAN || r->phase == FERRY_PHASE_RAN_LACKS ||
+		 (!source && r->phase == FERRY_PHASE_RUN_ACCEPTED))
 		snprintf(text, room, "ferry recover %s", id);
 	else
 		snprintf(text, room, "ferry resume %s", id);

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /*
- * Where the destination listens, who may connect to it, and when. The main channel comes first and once; multifd
- * channels after READY; the fault channel beside them, when the source is about to switch to
- * postcopy. A main channel with a higher epoch replaces the older one, and with it, in
- * postcopy, all other channels.
+ * Where the destination listens, who may connect to it, and when. The main channel comes first
+ * and once; multifd channels after READY; the fault channel beside them, when the source is about
+ * to switch to postcopy. A main channel with a higher epoch replaces the older one, and with it,
+ * in postcopy, all other channels.
  */
 #include <errno.h>
 #include <stdio.h>

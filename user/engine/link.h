@@ -58,8 +58,9 @@ struct ferry_link_params {
 /**
  * ferry_link_open() - connect, exchange HELLO, start the return path
  *
- * Return: 0; -ECONNREFUSED with the peer's reason; -EOPNOTSUPP it lacks one of the features; -ENOENT when the destination does not
- * know this migration; -ESTALE when it knows a newer epoch; what ferry_sock_connect() says.
+ * Return: 0; -ECONNREFUSED with the peer's reason; -EOPNOTSUPP it lacks one of the features;
+ * -ENOENT when the destination does not know this migration; -ESTALE when it knows a newer epoch;
+ * what ferry_sock_connect() says.
  */
 int ferry_link_open(const struct ferry_link_params *params, struct ferry_link **out,
 		    struct ferry_error *err);

@@ -13,7 +13,8 @@
 
 /*
  * A guest as the engine sees it: RAM blocks, a run state, a blob of device
- * state. Drivers (qmp:, port:) are a const ops table plus an embedding struct. One thread at a time uses a guest.
+ * state. Drivers (qmp:, port:) are a const ops table plus an embedding struct.
+ * One thread at a time uses a guest.
  *
  * Undo: before a driver disturbs the VMM it hands the engine a text that says
  * how to put everything back (host->journal, durable before it returns). With

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /*
  * Every block has an array of 64-bit words in private anonymous memory of its
- * own (or in a file, for bits that must outlive us): never reserved, zero until touched, given back by ferry_bitmap_zero().
- * A bitmap of a large, mostly clean RAM therefore costs next to nothing, and
- * the functions here keep it so: they do not write a word that stays zero.
+ * own (or in a file, for bits that must outlive us): never reserved, zero until
+ * touched, given back by ferry_bitmap_zero(). A bitmap of a large, mostly clean
+ * RAM therefore costs next to nothing, and the functions here keep it so: they
+ * do not write a word that stays zero.
  *
  * Bits past the last page of a block are always zero, so that counting and
  * searching need no special case for the last word.

@@ -107,7 +107,8 @@ uint64_t ferry_ram_pages(const struct ferry_ram *ram);
  * ferry_ram_punch() - give all memory of all blocks back and assert that none is left
  *
  * Blocks of huge pages are mapped, to be written, and as many are reserved for them.
- * Return: 0; -ENOMEM that many huge pages are not free; -EBUSY when data is still there afterwards (names the block), -errno.
+ * Return: 0; -ENOMEM that many huge pages are not free; -EBUSY when data is still there afterwards
+ * (names the block); -errno.
  */
 int ferry_ram_punch(struct ferry_ram *ram, struct ferry_error *err);
 

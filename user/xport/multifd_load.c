@@ -5,9 +5,9 @@
  *   socket -> buffer (-> unpacked) -> pwrite(2) into the memory file
  *   socket -> pipe -> memory file, both by splice(2)
  *
- * The second has one copy less, and hugetlb memory cannot do it. It is taken where nothing has to be known of the data before it
- * is in place: no codec, no checksum, and no guest that runs on what comes. Otherwise nothing
- * is written before the whole packet was found good: its head, what its extents unpack to, and
+ * The second has one copy less, and hugetlb memory cannot do it. It is taken where nothing has to
+ * be known of the data before it is in place: no codec, no checksum, and no guest that runs on
+ * what comes. Otherwise nothing is written before the whole packet was found good: its head, what its extents unpack to, and
  * their checksums. What a connection that is lost inside a packet leaves half written is never
  * used: that ends the migration, and the next one begins with empty memory.
  *
