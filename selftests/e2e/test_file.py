@@ -4,7 +4,9 @@
 import gzip
 import json
 import os
+import re
 import signal
+import struct
 import subprocess
 import sys
 
@@ -353,6 +355,107 @@ def cancelled(lab):
                     "the result at " + stage)
         check(not os.path.exists(lab.path()), "a file was made")
         guest.check_good()
+
+
+class Snapshot:
+    """What a file says of itself, read by the page Documentation/mapped-ram.rst alone."""
+
+    def __init__(self, path):
+        with open(path, "rb") as file:
+            def words(offset, count):
+                file.seek(offset)
+                return struct.unpack("<%dQ" % count, file.read(8 * count))
+
+            file.seek(12)
+            blocks = struct.unpack("<I", file.read(4))[0]
+            self.held = []  # of each block, of each MiB: are there pages?
+            for block in range(blocks):
+                size, _, offset, length = words(8192 + 256 * block + 128, 4)
+                bitmap = words(offset, length // 8)
+                self.held.append([any(bitmap[mib * 4:mib * 4 + 4])
+                                  for mib in range((size + (1 << 20) - 1) >> 20)])
+            order, entries = words(4096 + 56, 2)
+            # MiB in which something was touched, in the order of that
+            self.recorded = [(e >> 48, (e & (1 << 48) - 1) >> 8) for e in words(order, entries)] \
+                if order else []
+
+    def in_file(self):
+        return [(block, mib) for block, held in enumerate(self.held)
+                for mib, any_page in enumerate(held) if any_page]
+
+
+class Order:
+    """The order in which a lazy restore must read: the page's words once more, not ferry's code."""
+
+    def __init__(self, snapshot):
+        self.left = set(snapshot.in_file())
+        self.recorded, self.in_file = list(snapshot.recorded), snapshot.in_file()
+        self.waited, self.near, self.rules = [], None, []
+
+    def is_waited_for(self, block, page):
+        place = (block, page >> 8)
+        if place in self.left:
+            self.waited.append(place)
+        self.near = (block, place[1] + 1)
+
+    def first_left(self, places):
+        return next((place for place in places if place in self.left), None)
+
+    def is_read(self, place):
+        """Is this what must be read now?"""
+        wanted, rule = self.first_left(self.waited), "waited"
+        if not wanted:
+            wanted, rule = self.first_left(self.recorded), "recorded"
+        if not wanted and self.near in self.left:
+            wanted, rule = self.near, "near"
+            self.near = (self.near[0], self.near[1] + 1)
+        elif not wanted:
+            wanted, rule, self.near = self.first_left(self.in_file), "in the file", None
+        check_equal(place, wanted, "what is read after %s, by the rule '%s'" % (self.rules[-3:], rule))
+        first = place == self.first_left(self.in_file)
+        self.rules.append((rule, place, "first of the file" if first else ""))
+        self.left.remove(place)
+
+    def count(self, rule):
+        """How often it decided otherwise than the order of the file."""
+        return sum(1 for r, _, first in self.rules if r == rule and not first)
+
+
+# Recorded: few pages, so that they are not what comes first in the file anyway. Near: a guest that has
+# written all of its 20 MiB and goes on in the midst of them. Waited: one that is everywhere at once.
+ORDERS = {"recorded": (("--pattern", "random", "--dirty-rate", "20"), 1,
+                       ("--live", "--record", "--max-bandwidth", "40M")),
+          "near": (("--pattern", "seq", "--dirty-rate", "4000"), 6000, ()),
+          "waited": (("--pattern", "random", "--dirty-rate", "max"), 8000, ())}
+
+
+@test(timeout=90, cases={name: (name,) for name in ORDERS})
+def order(lab, name):
+    """What a lazy restore really read, one after the other, is what the file's page promises."""
+    how, work, options = ORDERS[name]
+    lab.shape = ("--ram", "24M,40M", "--vcpus", "1")
+    guest = lab.guest("--working-set", "20M", "--fill", "36M", *how)
+    wait_until(lambda: guest.qemu.ask()["work"] >= work, 20, "it has written")
+    for attempt in range(6):  # until it stood somewhere that makes a difference
+        saved(lab.save(guest, *options), guest)
+        guest.qemu.kill()
+        target = lab.destination("target%d" % attempt)
+        restore = lab.restore(target, "--lazy", "--channels", 1, env={"FERRY_DEBUG": "1"})
+        restored(restore, guest, target)
+        model = Order(Snapshot(lab.path()))
+        for word, number, block in re.findall(r"restore: (page|MiB) (\d+) of block (\d+) is",
+                                              restore.stderr):
+            if word == "page":
+                model.is_waited_for(int(block), int(number))
+            else:
+                model.is_read((int(block), int(number)))
+        check(not model.left, "never read: %s", sorted(model.left)[:9])
+        guest = type(guest)(target)
+        guest.check_good()
+        if model.count(name) >= 2:
+            break
+    else:
+        check(False, "'%s' never decided anything: %s", name, model.rules)
 
 
 KILLED_LAZY = ("opened", "pages", "load", "run-accepted", "start", "lazy-read")

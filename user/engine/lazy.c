@@ -46,6 +46,8 @@ static void ask(void *ctx, unsigned int block, uint64_t page)
 	struct ferry_lazy *lazy = ctx;
 
 	pthread_mutex_lock(&lazy->lock);
+	ferry_log_debug("restore: page %llu of block %u is waited for", (unsigned long long)page,
+			block);
 	ferry_store_plan_ask(&lazy->plan, block, page);
 	pthread_cond_signal(&lazy->changed);
 	pthread_mutex_unlock(&lazy->lock);
@@ -63,6 +65,10 @@ static bool next(struct ferry_lazy *lazy, struct ferry_store_place *place)
 			break; /* without one, all of it is somebody's */
 		pthread_cond_wait(&lazy->changed, &lazy->lock);
 	}
+	/* The order of these lines is the order of what is decided: both are under the lock. */
+	if (found)
+		ferry_log_debug("restore: MiB %llu of block %u is read",
+				(unsigned long long)place->extent, place->block);
 	pthread_mutex_unlock(&lazy->lock);
 	return found;
 }
