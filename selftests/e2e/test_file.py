@@ -276,13 +276,18 @@ KILLED = ("attach", "file", "prepare", "stop", "save", "final", "resumed", "file
           "file-written", "file-synced", "file-commit", "file-named")
 
 
-@test(timeout=40, cases={s: (s,) for s in (KILLED if LONG else ("file-write", "final",
-                                                              "file-synced", "file-named"))})
-def kill_worker(lab, stage):
+KILLS = {s: (s,) for s in (KILLED if LONG else ("file-write", "final", "file-synced", "file-named"))}
+if LONG:
+    KILLS.update({"live-" + s: (s, "--live", "--downtime-limit", 1)
+                  for s in ("track", "bulk", "round", "file-write", "stop")})
+
+
+@test(timeout=40, cases=KILLS)
+def kill_worker(lab, stage, *options):
     """The guest goes on, and the name stands for nothing, or for the whole."""
-    guest = lab.guest()
+    guest = lab.guest(*(("--dirty-rate", "max") if options else ()))  # else there are no rounds
     before = os.listdir(lab.dir)
-    save = lab.ferry("save", guest.qemu.uri, lab.path(), fault=stage + ":kill").finish()
+    save = lab.save(guest, *options, fault=stage + ":kill").finish()
     save.check_code(1)
     check_equal((save.result["event"], save.result["guest"]), ("failed", "source"), "the result")
     guest.check_good()
@@ -461,22 +466,26 @@ def order(lab, name):
 KILLED_LAZY = ("opened", "pages", "load", "run-accepted", "start", "lazy-read")
 
 
-@test(timeout=60, cases={s: (s,) for s in (KILLED_LAZY if LONG else
-                                          ("load", "run-accepted", "lazy-read"))})
-def kill_lazy(lab, stage):
+KILLS = {s: (s, "--lazy") for s in (KILLED_LAZY if LONG else ("load", "run-accepted", "lazy-read"))}
+if LONG:
+    KILLS.update({"whole-" + s: (s,) for s in ("opened", "file-read") + KILLED_LAZY[1:-1]})
+
+
+@test(timeout=60, cases=KILLS)
+def kill_restore(lab, stage, *options):
     """The worker of a restore dies: before the guest is started nothing has happened; from
     then on another one goes on."""
     guest = lab.guest()
     saved(lab.save(guest), guest)
     guest.qemu.kill()
     target = lab.destination()
-    restore = lab.restore(target, "--lazy", fault=stage + ":kill").finish()
-    if stage in ("opened", "pages", "load"):
+    restore = lab.restore(target, *options, fault=stage + ":kill").finish()
+    if stage in ("opened", "file-read", "pages", "load"):
         restore.check_code(1)
         check(not target.alive() or target.status() != "running", "it runs")
         lab.check_no_ferry()
         target = lab.destination("again")
-        restore = lab.restore(target, "--lazy").finish()
+        restore = lab.restore(target, *options).finish()
     restored(restore, guest, target)
     restored_vmm(guest, target)
     lab.check_no_ferry()
