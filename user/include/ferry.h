@@ -179,7 +179,7 @@ void ferry_port_destroy(struct ferry_port *port);
  *	block, readable and writable. It must stay there until ferry_port_destroy(), and must
  *	be made of pages of @fd only; the library may map a tracked view of the same pages
  *	over it and back
- * @page_bytes: size of the pages behind it: 0 means 4096; 2 MiB for hugetlb, no larger one
+ * @page_bytes: size of the pages behind it; 0: what @fd has. hugetlb only of 2 MiB
  * @flags: 0
  */
 struct ferry_port_ram {

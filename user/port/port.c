@@ -23,6 +23,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/magic.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -33,6 +34,7 @@
 #include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 /* Events taken by one ferry_port_process(): nobody can keep it for ever. */
@@ -181,9 +183,21 @@ static int check_ram(const struct ferry_port_ram *ram, uint64_t page)
 	return (uint64_t)st.st_size < ram->fd_offset + ram->bytes ? -EINVAL : 0;
 }
 
+/* What hugetlb files have is told by their file system. */
+static uint64_t page_bytes_of(const struct ferry_port_ram *ram)
+{
+	struct statfs fs;
+
+	if (ram->page_bytes)
+		return ram->page_bytes;
+	if (!fstatfs(ram->fd, &fs) && fs.f_type == HUGETLBFS_MAGIC)
+		return (uint64_t)fs.f_bsize;
+	return FERRY_PROTO_PAGE_BYTES;
+}
+
 int port_add_block(struct ferry_port *port, const struct ferry_port_ram *ram)
 {
-	uint64_t page = ram->page_bytes ? ram->page_bytes : FERRY_PROTO_PAGE_BYTES;
+	uint64_t page = page_bytes_of(ram);
 	struct port_block *grown, *b;
 	int fd = check_ram(ram, page);
 	unsigned int i;
