@@ -90,7 +90,7 @@ static struct ferry_keep *start(const struct ferry_ram *ram, uint8_t **map, uint
 	*map = mmap(NULL, BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, ram->blocks[0].fd, 0);
 	assert_ptr_not_equal(*map, MAP_FAILED);
 	*addr = (uintptr_t)*map;
-	p.mapper = (struct ferry_fault_mapper){ *uffd, getpid(), addr };
+	p.mapper = (struct ferry_fault_mapper){ *uffd, getpid(), addr, NULL };
 	if (ferry_keep_start(&p, &k, &err))
 		fail_msg("%s", err.text);
 	return k;
@@ -119,7 +119,7 @@ static void what_is_touched_comes_back(void **state)
 	before = blocks_of(&ram);
 	k = start(&ram, &map, &addr, &uffd);
 	assert_int_equal(ferry_fault_uffd_assert_empty(&(struct ferry_fault_mapper){ uffd, getpid(),
-						       &addr }, &ram, &err), 0);
+						       &addr, NULL }, &ram, &err), 0);
 	/* Written; written twice; read; a hole written; a hole read. */
 	map[7] = 99;
 	map[2 * FERRY_PAGE_SIZE] = 1;
@@ -130,7 +130,7 @@ static void what_is_touched_comes_back(void **state)
 	assert_int_equal(ferry_keep_pages(k), 5);
 	assert_int_equal(ferry_keep_failed(k, &err), 0);
 	assert_int_equal(ferry_fault_uffd_assert_empty(&(struct ferry_fault_mapper){ uffd, getpid(),
-						       &addr }, &ram, &err), -EBUSY);
+						       &addr, NULL }, &ram, &err), -EBUSY);
 	ferry_keep_stop(k, false);
 	assert_int_equal(byte_at(&ram, 0), 99);
 	assert_int_equal(ferry_keep_put_back(path, &ram, &err), 0);

@@ -168,7 +168,9 @@ static int arm(struct ferry_cpr *c, struct ferry_error *err)
 	r = c->to->ops->userfaultfd(c->to, &c->uffd, err);
 	if (r)
 		return r;
-	p.mapper = (struct ferry_fault_mapper){ c->uffd, c->to->pid, c->addr };
+	p.mapper = (struct ferry_fault_mapper){
+		.uffd = c->uffd, .pid = c->to->pid, .addr = c->addr,
+	};
 	r = ferry_keep_start(&p, &c->keep, err);
 	if (r || !ferry_fault_uffd_assert_empty(&p.mapper, &c->to_ram, NULL))
 		return r;

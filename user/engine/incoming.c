@@ -29,6 +29,7 @@
 #include "base/io.h"
 #include "base/log.h"
 #include "fault/uffd.h"
+#include "ram/hugetlb.h"
 
 static const char *const step_names[] = {
 	[FERRY_INCOMING_NONE] = "none",		  [FERRY_INCOMING_ADVISE] = "advise",
@@ -107,18 +108,35 @@ static int sink_placed(void *ctx, unsigned int block, uint64_t first, uint64_t p
 	return r;
 }
 
-static void want(void *ctx, unsigned int block, uint64_t page)
+static void want_run(struct ferry_incoming *in, unsigned int block, uint64_t page, uint32_t pages)
 {
-	struct ferry_incoming *in = ctx;
-
 	if (in->ask) {
-		in->ask(in->ask_ctx, block, page);
+		in->ask(in->ask_ctx, block, page, pages);
 		return;
 	}
 	/* Without a connection it is asked for when there is one again. */
-	if (ferry_page_asker_ask(&in->asker, block, page, 1))
+	if (ferry_page_asker_ask(&in->asker, block, page, pages))
 		ferry_log_debug("page %llu of block %u cannot be asked for now",
 				(unsigned long long)page, block);
+}
+
+static void want(void *ctx, unsigned int block, uint64_t page)
+{
+	struct ferry_incoming *in = ctx;
+	uint64_t end = page + ferry_ram_unit_pages(&in->ram->blocks[block]);
+
+	/* Of a huge page what is absent: all of it, but for one that was cut short. */
+	while (page < end) {
+		uint32_t n = 0;
+
+		page += ferry_fault_pages_skip(&in->pages, block, page, end - page);
+		while (page + n < end &&
+		       ferry_fault_pages_state(&in->pages, block, page + n) == FERRY_PAGE_ABSENT)
+			n++;
+		if (n)
+			want_run(in, block, page, n);
+		page += n;
+	}
 }
 
 /* ---- life ---- */
@@ -283,7 +301,11 @@ static int punch(struct ferry_incoming *in, const struct ferry_wire_run *run,
 		 struct ferry_error *err)
 {
 	const struct ferry_ram_block *b = &in->ram->blocks[run->block];
+	uint64_t unit = ferry_ram_unit_pages(b);
 
+	if (run->first_page % unit || run->pages % unit)
+		return ferry_error_set(err, EPROTO, "the source sent DISCARD of a part of a huge page "
+				       "of memory block '%s'", b->name);
 	if (!fallocate(b->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
 		       (off_t)(b->fd_off_bytes + (run->first_page << FERRY_PAGE_SHIFT)),
 		       (off_t)((uint64_t)run->pages << FERRY_PAGE_SHIFT)))
@@ -382,8 +404,14 @@ int ferry_incoming_arm(struct ferry_incoming *in, bool adopted, pid_t vmm,
 static int make_pages(struct ferry_incoming *in, struct ferry_error *err)
 {
 	struct ferry_bitmap_run run = { 0 };
-	int r;
+	unsigned int i;
+	int r = 0;
 
+	/* What was freed to come again shall find its huge pages. */
+	for (i = 0; i < in->ram->count && !r; i++)
+		r = ferry_hugetlb_reserve(&in->ram->blocks[i], err);
+	if (r)
+		return r;
 	in->placed_fd = ferry_incoming_keep(in, "placed", err);
 	if (in->placed_fd < 0)
 		return in->placed_fd;

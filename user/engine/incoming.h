@@ -53,7 +53,7 @@ struct ferry_incoming {
 	struct ferry_multifd_recv *line; /* what comes on the fault channel; changed with job->lock */
 
 	/* Where pages come from that no source sends: a file. Called by the fault thread. */
-	void (*ask)(void *ctx, unsigned int block, uint64_t page);
+	void (*ask)(void *ctx, unsigned int block, uint64_t first, uint64_t pages);
 	void *ask_ctx;
 
 	struct ferry_bitmap lacks; /* until armed */

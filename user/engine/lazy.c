@@ -40,15 +40,19 @@ static void wake(struct ferry_lazy *lazy)
 		ferry_log_debug("nobody to wake");
 }
 
-/* The fault thread: somebody waits for this page. */
-static void ask(void *ctx, unsigned int block, uint64_t page)
+/* The fault thread: somebody waits for these pages, one or those of a huge one. */
+static void ask(void *ctx, unsigned int block, uint64_t first, uint64_t pages)
 {
 	struct ferry_lazy *lazy = ctx;
+	uint64_t page = first;
 
 	pthread_mutex_lock(&lazy->lock);
 	ferry_log_debug("restore: page %llu of block %u is waited for", (unsigned long long)page,
 			block);
-	ferry_store_plan_ask(&lazy->plan, block, page);
+	do {
+		ferry_store_plan_ask(&lazy->plan, block, page);
+		page += FERRY_STORE_EXTENT_PAGES - page % FERRY_STORE_EXTENT_PAGES;
+	} while (page < first + pages);
 	pthread_cond_signal(&lazy->changed);
 	pthread_mutex_unlock(&lazy->lock);
 }

@@ -59,22 +59,30 @@ void ferry_order_asked(struct ferry_order *order, unsigned int block, uint64_t p
 	__atomic_store_n(&order->asked, (uint64_t)block << ASKED_SHIFT | page, __ATOMIC_RELAXED);
 }
 
+/* Until the last of a huge page is there, the others are of no use. Return: its pages, or 1. */
+static uint64_t unit_of(const struct ferry_order *o, unsigned int block)
+{
+	return o->ram ? ferry_ram_unit_pages(&o->ram->blocks[block]) : 1;
+}
+
 /* Each hot page is looked at once. */
 static uint64_t take_hot(struct ferry_order *o, struct ferry_bitmap *left, uint64_t most,
 			 unsigned int *block, uint64_t *first)
 {
 	for (; o->hot_block < o->hot.count; o->hot_block++, o->hot_page = 0) {
-		uint64_t end = o->hot.pages[o->hot_block], n, taken;
+		uint64_t end = o->hot.pages[o->hot_block], unit = unit_of(o, o->hot_block);
+		uint64_t n, taken;
 
 		while ((o->hot_page = ferry_bitmap_next_atomic(&o->hot, o->hot_block, o->hot_page,
 							       end)) < end) {
-			for (n = 1; n < most && o->hot_page + n < end &&
+			o->hot_page -= o->hot_page % unit;
+			for (n = unit; n < most && o->hot_page + n < end &&
 			     ferry_bitmap_test(&o->hot, o->hot_block, o->hot_page + n); n++)
 				;
 			taken = ferry_bitmap_take_atomic(left, o->hot_block, o->hot_page, n);
 			*block = o->hot_block;
 			*first = o->hot_page;
-			o->hot_page += taken ? taken : 1;
+			o->hot_page += taken > unit ? taken : unit;
 			if (taken)
 				return taken;
 		}
@@ -90,10 +98,12 @@ static uint64_t take_next(struct ferry_order *o, struct ferry_bitmap *left, uint
 	unsigned int turn;
 
 	for (turn = 0; turn <= left->count; turn++) {
-		uint64_t end = left->pages[o->block], n;
+		uint64_t end = left->pages[o->block], unit = unit_of(o, o->block), n;
 
 		while ((o->page = ferry_bitmap_next_atomic(left, o->block, o->page, end)) < end) {
 			n = end - o->page < most ? end - o->page : most;
+			if (unit > 1)
+				n = unit - o->page % unit;
 			n = ferry_bitmap_take_atomic(left, o->block, o->page, n);
 			if (!n)
 				continue;

@@ -24,6 +24,7 @@ enum ferry_order_kind {
 
 struct ferry_order {
 	enum ferry_order_kind kind;
+	const struct ferry_ram *ram; /* of huge pages whole ones are taken; NULL: there are none */
 	struct ferry_bitmap hot; /* written last; may be sent already */
 	bool heated;		 /* @hot is there, and not used up */
 	unsigned int hot_block;
@@ -52,7 +53,7 @@ void ferry_order_asked(struct ferry_order *order, unsigned int block, uint64_t p
 /**
  * ferry_order_take() - the next pages, taken out of @left, from which others take too
  *
- * Return: how many, up to @most, from *@first of *@block on; 0 nothing is left.
+ * Return: how many, up to @most or to the end of a huge page, from *@first of *@block on; 0 nothing is left.
  */
 uint64_t ferry_order_take(struct ferry_order *order, struct ferry_bitmap *left, uint64_t most,
 			  unsigned int *block, uint64_t *first);

@@ -55,6 +55,7 @@ int ferry_pager_init(struct ferry_pager *p, struct ferry_job *job, const struct 
 	p->ram = ram;
 	p->fault_fd = -1;
 	ferry_order_init(&p->order, ferry_order_kind());
+	p->order.ram = ram;
 	r = ferry_bitmap_init(&p->left, ram);
 	if (!r)
 		r = ferry_bitmap_init(&p->placed, ram);
@@ -188,6 +189,24 @@ static int look_for_heat(struct ferry_pager *p, struct ferry_copy *copy, struct 
 	return r;
 }
 
+/* A huge page is freed there and shown there as one: all of it is left, or nothing. */
+static void widen_left(struct ferry_pager *p)
+{
+	unsigned int i;
+
+	for (i = 0; i < p->ram->count; i++) {
+		uint64_t unit = ferry_ram_unit_pages(&p->ram->blocks[i]);
+		uint64_t end = p->left.pages[i], page = 0;
+
+		while (unit > 1 &&
+		       (page = ferry_bitmap_next_atomic(&p->left, i, page, end)) < end) {
+			page -= page % unit;
+			ferry_bitmap_set(&p->left, i, page, unit);
+			page += unit;
+		}
+	}
+}
+
 int ferry_pager_left(struct ferry_pager *p, struct ferry_copy *copy, struct ferry_error *err)
 {
 	unsigned int i;
@@ -216,6 +235,7 @@ int ferry_pager_left(struct ferry_pager *p, struct ferry_copy *copy, struct ferr
 	ferry_bitmap_or(&p->left, &p->placed);
 	ferry_bitmap_or(&p->left, &copy->pending);
 	ferry_bitmap_zero(&p->placed);
+	widen_left(p);
 	settle_left(p);
 	return 0;
 }
@@ -266,7 +286,7 @@ static uint64_t serve_take(void *ctx, unsigned int block, uint64_t first, uint64
 	 * other things too: once more. Whichever copy comes first counts.
 	 */
 	if (!n && !p->release.on)
-		n = 1;
+		n = ferry_bitmap_next_atomic(&p->left, block, first, first + pages) - first;
 	__atomic_store_n(&p->asked_ns, ferry_clock_ns(), __ATOMIC_RELAXED);
 	ferry_order_asked(&p->order, block, first + pages);
 	return n;

@@ -83,20 +83,26 @@ static int await_server(struct ferry_page_server *server, uint64_t pages, struct
 	}
 }
 
+/* Part of a huge page frees nothing: it stays due until the rest is. */
 static int free_due(struct ferry_release *rel, struct ferry_error *err)
 {
 	struct ferry_bitmap_run run = { 0 };
 
 	while (ferry_bitmap_next_run(&rel->due, &run, 0)) {
 		const struct ferry_ram_block *b = &rel->ram->blocks[run.block];
+		uint64_t unit = ferry_ram_unit_pages(b);
+		uint64_t page = (run.first_page + unit - 1) / unit * unit;
+		uint64_t end = (run.first_page + run.pages) / unit * unit;
 
+		if (page >= end)
+			continue;
 		if (fallocate(b->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
-			      (off_t)(b->fd_off_bytes + (run.first_page << FERRY_PAGE_SHIFT)),
-			      (off_t)(run.pages << FERRY_PAGE_SHIFT)))
+			      (off_t)(b->fd_off_bytes + (page << FERRY_PAGE_SHIFT)),
+			      (off_t)((end - page) << FERRY_PAGE_SHIFT)))
 			return ferry_error_set(err, errno, "freeing memory block '%s' that was sent: "
 					       "%s", b->name, strerror(errno));
+		ferry_bitmap_clear(&rel->due, run.block, page, end - page);
 	}
-	ferry_bitmap_zero(&rel->due);
 	return 0;
 }
 

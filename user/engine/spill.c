@@ -102,9 +102,7 @@ static int take_run(struct fill *fill, unsigned int index, uint64_t first, uint6
 			done += sink->skip(sink->ctx, index, at, pages - done);
 			continue;
 		}
-		r = ferry_io_pwrite(block->fd, buf + (done << FERRY_PAGE_SHIFT),
-				    n << FERRY_PAGE_SHIFT,
-				    (off_t)(block->fd_off_bytes + (at << FERRY_PAGE_SHIFT)));
+		r = ferry_ram_write(block, at, n, buf + (done << FERRY_PAGE_SHIFT));
 		if (r)
 			sink->unclaim(sink->ctx, index, at, n);
 		else

@@ -214,6 +214,7 @@ int ferry_keep_start(const struct ferry_keep_params *params, struct ferry_keep *
 	if (!k)
 		return ferry_error_set(err, ENOMEM, "out of memory");
 	k->p = *params;
+	k->p.mapper.ram = params->ram;
 	pthread_mutex_init(&k->lock, NULL);
 	k->list = calloc(KEEP_MAX_PAGES, sizeof(*k->list));
 	k->stop_fd = eventfd(0, EFD_CLOEXEC);

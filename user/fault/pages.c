@@ -68,6 +68,21 @@ enum ferry_page_state ferry_fault_pages_state(const struct ferry_fault_pages *p,
 							    FERRY_PAGE_RECEIVING;
 }
 
+enum ferry_page_state ferry_fault_pages_unit(const struct ferry_fault_pages *p,
+					     unsigned int block, uint64_t first, uint64_t pages)
+{
+	enum ferry_page_state least = FERRY_PAGE_PLACED;
+	uint64_t page;
+
+	for (page = first; page < first + pages && least != FERRY_PAGE_ABSENT; page++) {
+		enum ferry_page_state state = ferry_fault_pages_state(p, block, page);
+
+		if (state < least)
+			least = state;
+	}
+	return least;
+}
+
 uint64_t ferry_fault_pages_claim(struct ferry_fault_pages *p, unsigned int block, uint64_t first,
 				 uint64_t pages)
 {

@@ -47,6 +47,14 @@ enum ferry_page_state ferry_fault_pages_state(const struct ferry_fault_pages *p,
 					      unsigned int block, uint64_t page);
 
 /**
+ * ferry_fault_pages_unit() - the same of what the host shows as one: a huge page's @pages
+ *
+ * Absent if any of it is, placed if all of it is.
+ */
+enum ferry_page_state ferry_fault_pages_unit(const struct ferry_fault_pages *p,
+					     unsigned int block, uint64_t first, uint64_t pages);
+
+/**
  * ferry_fault_pages_claim() - the right to bring pages, from @first on. Any thread.
  *
  * Return: how many pages from @first on are the caller's to bring now; 0 when @first is

@@ -19,6 +19,9 @@
  * waits for it is only woken, faults again and finds "placed". Between the fault thread,
  * which notes the wait and then looks at the state once more, and the placer, which sets the state
  * and then looks for a wait, one sees the other: both do it under the lock.
+ *
+ * A huge page is all of this as one: it is absent while any of its 4 KiB pages is, and is
+ * shown when the last of them was placed, by whoever brought that. Until then nothing of it is mapped.
  */
 #include "fault/serve.h"
 
@@ -58,7 +61,18 @@ struct ferry_fault {
 	struct ferry_fault_waits waits; /* under lock */
 };
 
-/* Return: 0 and where @addr of @m is in the RAM, or -EFAULT. */
+static uint64_t unit_pages(const struct ferry_fault *f, unsigned int block)
+{
+	return ferry_ram_unit_pages(&f->ram->blocks[block]);
+}
+
+static enum ferry_page_state unit_state(const struct ferry_fault *f, unsigned int block,
+					uint64_t page)
+{
+	return ferry_fault_pages_unit(f->pages, block, page, unit_pages(f, block));
+}
+
+/* Return: 0 and where @addr of @m is in the RAM (a huge page's begin), or -EFAULT. */
 static int find_page(const struct ferry_fault *f, const struct ferry_fault_mapper *m,
 		     uint64_t addr, unsigned int *block, uint64_t *page)
 {
@@ -70,6 +84,7 @@ static int find_page(const struct ferry_fault *f, const struct ferry_fault_mappe
 			continue;
 		*block = i;
 		*page = (addr - m->addr[i]) >> FERRY_PAGE_SHIFT;
+		*page -= *page % unit_pages(f, i);
 		return 0;
 	}
 	return -EFAULT;
@@ -79,7 +94,7 @@ static int find_page(const struct ferry_fault *f, const struct ferry_fault_mappe
 static void show(struct ferry_fault *f, const struct ferry_fault_mapper *m, unsigned int block,
 		 uint64_t page)
 {
-	int r = ferry_fault_uffd_map(m, block, page, 1, true);
+	int r = ferry_fault_uffd_map(m, block, page, unit_pages(f, block), true);
 
 	/* A process that has ended, or unmapped the page, waits for nothing. */
 	if (r && r != -ESRCH && r != -ENOENT)
@@ -104,7 +119,7 @@ static void on_fault(struct ferry_fault *f, const struct ferry_fault_mapper *m,
 	}
 	pthread_mutex_lock(&f->lock);
 	f->waits.stats.faults++;
-	state = ferry_fault_pages_state(f->pages, block, page);
+	state = unit_state(f, block, page);
 	if (state != FERRY_PAGE_PLACED) {
 		first = ferry_fault_waits_add(&f->waits, block, page,
 					      (pid_t)msg->arg.pagefault.feat.ptid,
@@ -203,6 +218,7 @@ int ferry_fault_start(const struct ferry_fault_params *params,
 		      struct ferry_error *err)
 {
 	struct ferry_fault *f = calloc(1, sizeof(*f));
+	unsigned int i;
 	int r;
 
 	*out = NULL;
@@ -217,6 +233,8 @@ int ferry_fault_start(const struct ferry_fault_params *params,
 	f->pages = params->pages;
 	f->n_mappers = params->n_mappers;
 	memcpy(f->mappers, params->mappers, params->n_mappers * sizeof(f->mappers[0]));
+	for (i = 0; i < f->n_mappers; i++)
+		f->mappers[i].ram = f->ram;
 	f->want = params->want;
 	f->ctx = params->ctx;
 	pthread_mutex_init(&f->lock, NULL);
@@ -250,19 +268,42 @@ err_free:
 	return r;
 }
 
+/*
+ * (locked) Of pages that have just been placed, those that can be shown: huge pages of which
+ * none lacks. One begins or ends in a part that another brings perhaps.
+ */
+static void whole_units(const struct ferry_fault *f, unsigned int block, uint64_t *first,
+			uint64_t *pages)
+{
+	uint64_t unit = unit_pages(f, block);
+	uint64_t begin = *first - *first % unit;
+	uint64_t end = (*first + *pages + unit - 1) / unit * unit;
+
+	if (unit_state(f, block, begin) != FERRY_PAGE_PLACED)
+		begin += unit;
+	if (begin < end && unit_state(f, block, end - unit) != FERRY_PAGE_PLACED)
+		end -= unit;
+	*first = begin;
+	*pages = begin < end ? end - begin : 0;
+}
+
 int ferry_fault_placed(struct ferry_fault *f, unsigned int block, uint64_t first, uint64_t pages,
 		       bool zero)
 {
+	/* What else is in a huge page, zeros or not, others have brought. */
+	bool huge = ferry_ram_is_huge(&f->ram->blocks[block]);
 	bool waited;
 	unsigned int i;
 	int r = 0;
 
 	pthread_mutex_lock(&f->lock);
 	ferry_fault_pages_place(f->pages, block, first, pages);
+	if (huge)
+		whole_units(f, block, &first, &pages);
 	waited = ferry_fault_waits_any(&f->waits, block, first, pages);
 	pthread_mutex_unlock(&f->lock);
-	for (i = 0; i < f->n_mappers && !r; i++) {
-		if (!zero)
+	for (i = 0; i < f->n_mappers && !r && pages; i++) {
+		if (huge || !zero)
 			r = ferry_fault_uffd_map(&f->mappers[i], block, first, pages, false);
 		else if (waited)
 			r = ferry_fault_uffd_wake(&f->mappers[i], block, first, pages);
@@ -291,8 +332,7 @@ void ferry_fault_ask_again(struct ferry_fault *f)
 		memcpy(list, f->waits.list, count * sizeof(*list));
 	pthread_mutex_unlock(&f->lock);
 	for (i = 0; list && i < count; i++)
-		if (ferry_fault_pages_state(f->pages, list[i].block, list[i].page) ==
-		    FERRY_PAGE_ABSENT)
+		if (unit_state(f, list[i].block, list[i].page) == FERRY_PAGE_ABSENT)
 			f->want(f->ctx, list[i].block, list[i].page);
 	free(list);
 }
@@ -301,18 +341,18 @@ void ferry_fault_ask_again(struct ferry_fault *f)
 static int sweep_stretch(struct ferry_fault *f, unsigned int block, uint64_t page, uint64_t end,
 			 const int *stop)
 {
+	uint64_t unit = unit_pages(f, block);
 	unsigned int i;
 	int r = 0;
 
 	while (page < end && !r && !(stop && __atomic_load_n(stop, __ATOMIC_RELAXED))) {
 		uint64_t n = 0;
 
-		while (page < end &&
-		       ferry_fault_pages_state(f->pages, block, page) != FERRY_PAGE_PLACED)
-			page++;
+		while (page < end && unit_state(f, block, page) != FERRY_PAGE_PLACED)
+			page += unit;
 		while (page + n < end && n < SWEEP_PAGES &&
-		       ferry_fault_pages_state(f->pages, block, page + n) == FERRY_PAGE_PLACED)
-			n++;
+		       unit_state(f, block, page + n) == FERRY_PAGE_PLACED)
+			n += unit;
 		for (i = 0; n && i < f->n_mappers && !r; i++)
 			r = ferry_fault_uffd_map(&f->mappers[i], block, page, n, false);
 		page += n;

@@ -28,7 +28,8 @@ struct ferry_fault_params {
 	struct ferry_fault_pages *pages;
 	bool adopted; /* armed by an earlier worker: wake everybody, who will fault again */
 	/*
-	 * A page is wanted that nobody brings yet. Called once for each page by the fault
+	 * A page is wanted that nobody brings yet; of a huge one, what of it is absent, from its
+	 * first @page on. Called once for each page by the fault
 	 * thread, and again by ferry_fault_ask_again(); must not block for long. What it
 	 * returns is not looked at: a page that cannot be asked for is asked for again later.
 	 */
@@ -63,7 +64,7 @@ int ferry_fault_start(const struct ferry_fault_params *params,
  * ferry_fault_placed() - claimed pages are complete in the memory file (or a hole, for zeros)
  * @zero: they are holes
  *
- * Makes them visible to everybody and wakes who waits. Any thread.
+ * Makes them visible to everybody and wakes who waits; huge pages when they are whole. Any thread.
  * Return: 0, or -errno: a mapper cannot be served any more (-ESRCH: its process has ended).
  */
 int ferry_fault_placed(struct ferry_fault *f, unsigned int block, uint64_t first, uint64_t pages,

@@ -30,6 +30,7 @@
 
 #include "base/io.h"
 #include "base/uapi_compat.h"
+#include "ram/hugetlb.h"
 
 #ifndef USERFAULTFD_IOC_NEW
 #define USERFAULTFD_IOC_NEW _IO(0xAA, 0x00)
@@ -37,10 +38,11 @@
 
 #define FEATURES ((uint64_t)(UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_MINOR_SHMEM | \
 			     UFFD_FEATURE_THREAD_ID))
+#define HUGE_FEATURES ((uint64_t)(UFFD_FEATURE_MISSING_HUGETLBFS | UFFD_FEATURE_MINOR_HUGETLBFS))
 #define MODES (UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_MINOR)
 
 #define BIT(nr) ((uint64_t)1 << (nr))
-#define NEEDED_IOCTLS (BIT(_UFFDIO_WAKE) | BIT(_UFFDIO_CONTINUE) | BIT(_UFFDIO_ZEROPAGE))
+#define NEEDED_IOCTLS (BIT(_UFFDIO_WAKE) | BIT(_UFFDIO_CONTINUE))
 
 /* Entries of /proc/PID/pagemap looked at in one read. */
 #define PAGEMAP_ENTRIES 4096u
@@ -72,10 +74,14 @@ static int open_own(struct ferry_error *err)
 	return fd < 0 ? no_right(saved, err) : fd;
 }
 
-static int handshake(int uffd, struct ferry_error *err)
+static int handshake(int uffd, const struct ferry_ram *ram, struct ferry_error *err)
 {
 	struct uffdio_api api = { .api = UFFD_API, .features = FEATURES };
+	unsigned int i;
 
+	for (i = 0; i < ram->count; i++)
+		if (ferry_ram_is_huge(&ram->blocks[i]))
+			api.features |= HUGE_FEATURES;
 	if (!ioctl(uffd, UFFDIO_API, &api))
 		return 0;
 	return ferry_error_set(err, errno == EINVAL ? EOPNOTSUPP : errno,
@@ -83,24 +89,27 @@ static int handshake(int uffd, struct ferry_error *err)
 			       "of shared memory, which postcopy needs: use Linux 5.14 or newer");
 }
 
-static int register_range(int uffd, uint64_t addr, uint64_t bytes, const char *name,
-			  struct ferry_error *err)
+static int register_range(int uffd, uint64_t addr, uint64_t bytes,
+			  const struct ferry_ram_block *block, struct ferry_error *err)
 {
 	struct uffdio_register reg = { .range = { addr, bytes }, .mode = MODES };
+	/* What a hole gets: there is no zero page of 2 MiB, so one is copied. */
+	uint64_t needed = NEEDED_IOCTLS | (ferry_ram_is_huge(block) ? BIT(_UFFDIO_COPY) :
+								      BIT(_UFFDIO_ZEROPAGE));
 
 	if (ioctl(uffd, UFFDIO_REGISTER, &reg)) {
 		if (errno == EBUSY)
 			return ferry_error_set(err, EBUSY, "memory block '%s' is registered with "
 					       "another userfaultfd already: end what else watches "
-					       "this guest's memory", name);
+					       "this guest's memory", block->name);
 		return ferry_error_set(err, errno, "memory block '%s' cannot be registered for "
-				       "postcopy: %s", name, strerror(errno));
+				       "postcopy: %s", block->name, strerror(errno));
 	}
-	if ((reg.ioctls & NEEDED_IOCTLS) == NEEDED_IOCTLS)
+	if ((reg.ioctls & needed) == needed)
 		return 0;
 	return ferry_error_set(err, EOPNOTSUPP, "the memory of block '%s' can be registered for "
 			       "postcopy, but this kernel cannot place pages in it: use tmpfs or a "
-			       "memfd, and Linux 5.14 or newer", name);
+			       "memfd, and Linux 5.14 or newer", block->name);
 }
 
 static void unregister_range(int uffd, uint64_t addr, uint64_t bytes)
@@ -116,16 +125,12 @@ static int probe_block(int uffd, const struct ferry_ram_block *b, struct ferry_e
 	void *map;
 	int r;
 
-	if (b->page_size != FERRY_PAGE_SIZE)
-		return ferry_error_set(err, EOPNOTSUPP, "memory block '%s' is of %u-byte pages: "
-				       "postcopy of huge page memory is not built yet", b->name,
-				       b->page_size);
-	map = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, b->fd,
+	map = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, b->fd,
 		   (off_t)b->fd_off_bytes);
 	if (map == MAP_FAILED)
 		return ferry_error_set(err, errno, "mapping memory block '%s': %s", b->name,
 				       strerror(errno));
-	r = register_range(uffd, (uintptr_t)map, bytes, b->name, err);
+	r = register_range(uffd, (uintptr_t)map, bytes, b, err);
 	munmap(map, bytes);
 	return r;
 }
@@ -138,7 +143,7 @@ int ferry_fault_uffd_probe(const struct ferry_ram *ram, struct ferry_error *err)
 
 	if (uffd < 0)
 		return uffd;
-	r = handshake(uffd, err);
+	r = handshake(uffd, ram, err);
 	for (i = 0; i < ram->count && !r; i++)
 		r = probe_block(uffd, &ram->blocks[i], err);
 	close(uffd);
@@ -149,14 +154,14 @@ int ferry_fault_uffd_arm(const struct ferry_fault_mapper *m, const struct ferry_
 			 bool adopted, struct ferry_error *err)
 {
 	unsigned int i;
-	int r = adopted ? 0 : handshake(m->uffd, err);
+	int r = adopted ? 0 : handshake(m->uffd, ram, err);
 
 	for (i = 0; i < ram->count && !r; i++) {
 		if (!m->addr[i])
 			continue;
 		/* Again of the same userfaultfd is allowed and changes nothing. */
 		r = register_range(m->uffd, m->addr[i], ram->blocks[i].size_bytes,
-				   ram->blocks[i].name, err);
+				   &ram->blocks[i], err);
 	}
 	if (!r)
 		return 0;
@@ -267,12 +272,17 @@ int ferry_fault_uffd_wake(const struct ferry_fault_mapper *m, unsigned int block
 	return ioctl(m->uffd, UFFDIO_WAKE, &range) ? -errno : 0;
 }
 
+/* What is copied where a huge page is a hole: never touched, so it is no memory of its own. */
+static uint8_t zeros[FERRY_HUGETLB_BYTES];
+
 /* A page that is a hole. Return: 0; -EEXIST it is none any more; -errno. */
-static int map_zero(const struct ferry_fault_mapper *m, uint64_t addr)
+static int map_zero(const struct ferry_fault_mapper *m, uint64_t addr, uint64_t bytes)
 {
 	struct uffdio_zeropage zero = { .range = { addr, FERRY_PAGE_SIZE } };
+	struct uffdio_copy copy = { .dst = addr, .src = (uintptr_t)zeros, .len = bytes };
 
-	while (ioctl(m->uffd, UFFDIO_ZEROPAGE, &zero))
+	while (bytes > FERRY_PAGE_SIZE ? ioctl(m->uffd, UFFDIO_COPY, &copy) :
+					 ioctl(m->uffd, UFFDIO_ZEROPAGE, &zero))
 		if (errno != EAGAIN)
 			return -errno;
 	return 0;
@@ -283,6 +293,7 @@ int ferry_fault_uffd_map(const struct ferry_fault_mapper *m, unsigned int block,
 {
 	uint64_t addr = m->addr[block] + (first << FERRY_PAGE_SHIFT);
 	uint64_t end = addr + (pages << FERRY_PAGE_SHIFT);
+	uint64_t step = m->ram->blocks[block].page_size;
 
 	if (!m->addr[block])
 		return 0;
@@ -299,7 +310,7 @@ int ferry_fault_uffd_map(const struct ferry_fault_mapper *m, unsigned int block,
 		if (r == EAGAIN)
 			continue;
 		if (r == EFAULT && holes) {
-			r = -map_zero(m, addr);
+			r = -map_zero(m, addr, step);
 			if (r == EEXIST)
 				continue; /* written to meanwhile: it can be mapped now */
 			if (r)
@@ -307,11 +318,11 @@ int ferry_fault_uffd_map(const struct ferry_fault_mapper *m, unsigned int block,
 		} else if (r == EEXIST || r == EFAULT) {
 			/* A hole: given back while it came. Who waits for it faults again. */
 			ferry_fault_uffd_wake(m, block, (addr - m->addr[block]) >> FERRY_PAGE_SHIFT,
-					      1);
+					      step >> FERRY_PAGE_SHIFT);
 		} else {
 			return -r;
 		}
-		addr += FERRY_PAGE_SIZE;
+		addr += step;
 	}
 	return 0;
 }

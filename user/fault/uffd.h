@@ -18,6 +18,7 @@ struct ferry_fault_mapper {
 	int uffd;		/* the caller's */
 	pid_t pid;
 	const uint64_t *addr;	/* where each block is mapped; 0: not in this one */
+	const struct ferry_ram *ram; /* to map and wake; the others are told */
 };
 
 /**
@@ -54,7 +55,8 @@ int ferry_fault_uffd_assert_empty(const struct ferry_fault_mapper *m, const stru
  * ferry_fault_uffd_map() - make pages that are in the memory file visible, and wake who waits
  * @holes: what a page that is a hole gets: a page of zeros, or nothing (but who waits is woken)
  *
- * Placement is atomic for each page. Pages that are mapped already only wake.
+ * Placement is atomic for each page. Pages that are mapped already only wake. Of huge pages only
+ * whole ones.
  * Return: 0; -ESRCH the process is gone, -ENOENT its mapping is, -errno.
  */
 int ferry_fault_uffd_map(const struct ferry_fault_mapper *m, unsigned int block, uint64_t first,

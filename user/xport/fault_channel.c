@@ -67,6 +67,20 @@ static int send_pages(struct ferry_page_server *s, const struct ferry_wire_run *
 	return 0;
 }
 
+static void skip_pages(struct ferry_wire_run *run, uint64_t pages)
+{
+	run->first_page += pages;
+	run->pages -= (uint32_t)pages;
+}
+
+/* How many pages may be asked for at once: a packet's, or a huge page. */
+static uint64_t most_pages(const struct ferry_page_server *s, unsigned int block)
+{
+	uint64_t unit = ferry_ram_unit_pages(&s->params.ram->blocks[block]);
+
+	return unit > FERRY_WIRE_MAX_PACKET_PAGES ? unit : FERRY_WIRE_MAX_PACKET_PAGES;
+}
+
 static int answer(struct ferry_page_server *s, struct ferry_wire_run run)
 {
 	int r = 0;
@@ -76,13 +90,15 @@ static int answer(struct ferry_page_server *s, struct ferry_wire_run run)
 	pthread_mutex_unlock(&s->crew.lock);
 	while (run.pages && !r) {
 		uint64_t n = s->params.take(s->params.ctx, run.block, run.first_page, run.pages);
+		uint64_t taken = n;
 
-		if (n)
+		if (!n)
+			skip_pages(&run, 1); /* on its way already */
+		for (; taken && !r; taken -= n) {
+			n = taken < FERRY_WIRE_MAX_PACKET_PAGES ? taken : FERRY_WIRE_MAX_PACKET_PAGES;
 			r = send_pages(s, &run, n);
-		else
-			n = 1; /* on its way already */
-		run.first_page += n;
-		run.pages -= (uint32_t)n;
+			skip_pages(&run, n);
+		}
 	}
 	return r;
 }
@@ -106,7 +122,7 @@ static int serve_one(struct ferry_page_server *s)
 	else
 		r = -ENOMSG;
 	free(body);
-	if (!r && run.pages > FERRY_WIRE_MAX_PACKET_PAGES)
+	if (!r && run.pages > most_pages(s, run.block))
 		r = -EMSGSIZE;
 	if (r == -ENOMSG)
 		return end(s, EPROTO, "the destination sent a frame that does not belong there");

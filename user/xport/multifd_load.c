@@ -193,7 +193,8 @@ static int claim_and_write(struct ferry_multifd_channel *ch, const struct ferry_
 {
 	int r = 0;
 
-	if (*pages > CLAIM_PAGES)
+	/* A huge page is shown when all of it is there. */
+	if (*pages > CLAIM_PAGES && !ferry_ram_is_huge(&ch->pool->ram->blocks[block]))
 		*pages = CLAIM_PAGES;
 	turn_begins(ch, block);
 	*pages = sink->claim(sink->ctx, block, first, *pages);

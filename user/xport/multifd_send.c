@@ -23,6 +23,9 @@
  * Rounds: sync() waits until the ring is empty and each channel has sent its
  * SYNC behind its own last packet. Pages of the next round are only queued after
  * that, so on each connection they stand behind the SYNC.
+ *
+ * A huge page (hugetlb) is one channel's: who takes its beginning keeps the rest for its next
+ * packets.
  */
 #include "xport/multifd_send.h"
 
@@ -68,6 +71,8 @@ struct channel {
 	int fd;
 	uint32_t synced; /* round of its last SYNC; under the lock */
 
+	struct run rest; /* of a huge page that it has begun; the thread's own */
+
 	/* The packet under way, the thread's own. */
 	bool watched;
 	uint32_t round;
@@ -111,39 +116,83 @@ unsigned int ferry_multifd_send_share(uint64_t queued_pages, unsigned int channe
 	return share ? (unsigned int)share : 1;
 }
 
+/* Of a huge page: what a packet takes. The rest waits for the next one. */
+static void take_rest(struct channel *ch, uint64_t bytes_per_s)
+{
+	uint64_t most = ferry_multifd_send_share(UINT64_MAX, 1, bytes_per_s);
+
+	ch->run_pages = ch->rest.pages < most ? ch->rest.pages : most;
+	ch->runs[0] = ch->rest;
+	ch->runs[0].pages = ch->run_pages;
+	ch->run_count = 1;
+	ch->rest.first_page += ch->run_pages;
+	ch->rest.pages -= ch->run_pages;
+}
+
+static void pop_run(struct ferry_multifd_send *pool, struct run *head, uint64_t pages)
+{
+	if (!head->zero)
+		pool->queued_pages -= pages;
+	head->first_page += pages;
+	head->pages -= pages;
+	if (head->pages)
+		return;
+	pool->queue_head = (pool->queue_head + 1) % QUEUE_RUNS;
+	pool->queue_count--;
+}
+
+/* (locked) A huge page at the head of the ring, or what is there of it. Return: false, it is none. */
+static bool take_huge(struct channel *ch)
+{
+	struct ferry_multifd_send *pool = ch->pool;
+	struct run *head = &pool->queue[pool->queue_head];
+	uint64_t unit = ferry_ram_unit_pages(&pool->params.ram->blocks[head->block]), n;
+
+	if (head->zero || unit == 1)
+		return false;
+	n = unit - head->first_page % unit;
+	ch->rest = *head;
+	ch->rest.pages = head->pages < n ? head->pages : n;
+	pop_run(pool, head, ch->rest.pages);
+	return true;
+}
+
 /* (locked) Move up to a share from the ring to the channel. */
-static void take_runs(struct channel *ch, uint64_t bytes_per_s)
+static void take_small(struct channel *ch, uint64_t bytes_per_s)
 {
 	struct ferry_multifd_send *pool = ch->pool;
 	unsigned int room = ferry_multifd_send_share(pool->queued_pages, pool->crew.channels,
 						     bytes_per_s);
+
+	while (pool->queue_count && ch->run_count < TAKE_RUNS) {
+		struct run *head = &pool->queue[pool->queue_head];
+		bool huge = ferry_ram_is_huge(&pool->params.ram->blocks[head->block]);
+		uint64_t limit = head->zero ? UINT32_MAX : room;
+		uint64_t n = head->pages < limit ? head->pages : limit;
+
+		if (!n || (huge && !head->zero))
+			break;
+		ch->runs[ch->run_count] = *head;
+		ch->runs[ch->run_count++].pages = n;
+		ch->run_pages += n;
+		if (!head->zero)
+			room -= (unsigned int)n;
+		pop_run(pool, head, n);
+	}
+}
+
+/* (locked) What the next packet carries. */
+static void take_runs(struct channel *ch, uint64_t bytes_per_s)
+{
+	struct ferry_multifd_send *pool = ch->pool;
 	bool full = pool->queue_count == QUEUE_RUNS;
 
 	ch->run_count = 0;
 	ch->run_pages = 0;
-	while (pool->queue_count && ch->run_count < TAKE_RUNS) {
-		struct run *head = &pool->queue[pool->queue_head];
-		uint64_t limit = head->zero ? UINT32_MAX : room;
-		uint64_t n = head->pages < limit ? head->pages : limit;
-		struct run *taken = &ch->runs[ch->run_count];
-
-		if (!n)
-			break;
-		*taken = *head;
-		taken->pages = n;
-		ch->run_count++;
-		ch->run_pages += n;
-		if (!head->zero) {
-			room -= (unsigned int)n;
-			pool->queued_pages -= n;
-		}
-		head->first_page += n;
-		head->pages -= n;
-		if (!head->pages) {
-			pool->queue_head = (pool->queue_head + 1) % QUEUE_RUNS;
-			pool->queue_count--;
-		}
-	}
+	if (ch->rest.pages || take_huge(ch))
+		take_rest(ch, bytes_per_s);
+	else
+		take_small(ch, bytes_per_s);
 	ch->round = pool->round;
 	ch->watched = pool->watch && pool->params.page_sent;
 	/* Room in the ring. Otherwise nobody waits for this, and waking the engine's thread for
@@ -163,7 +212,7 @@ static enum work next_work(struct channel *ch)
 
 	pthread_mutex_lock(&crew->lock);
 	while (!crew->err.errnum) {
-		if (pool->queue_count) {
+		if (pool->queue_count || ch->rest.pages) {
 			take_runs(ch, bytes_per_s);
 			work = WORK_PACKET;
 			break;
