@@ -15,6 +15,7 @@ as long as nothing fails: where one test's migration ended, the next one starts.
 import ctypes
 import fcntl
 import json
+import mmap
 import os
 import re
 import shutil
@@ -216,7 +217,8 @@ class Qemu:
     @memory: where guest RAM is: shm (a file in /dev/shm), memfd (one this side
         made, by /proc/self/fd), own-memfd (memory-backend-memfd), private (not
         shared), disk (a shared file in the lab's folder), or huge pages: hugetlb (a file on
-        a hugetlbfs), huge-memfd (memory-backend-memfd); Lab.huge_pages() first
+        a hugetlbfs), huge-memfd (memory-backend-memfd), huge-tmpfs (a tmpfs with huge=);
+        Lab.huge_pages() or Lab.huge_tmpfs() first
     @backends: into how many memory backends RAM is split (NUMA nodes)
     @memory_id: first letters of the backends' names, which name the RAM blocks
     @memory_options: more options of each backend, like "discard-data=on"
@@ -280,7 +282,7 @@ class Qemu:
         if self._inherited:
             self.ram_paths.append(self._inherited[number])
             return self._inherited[number]
-        folder = {"shm": SHM, "hugetlb": self.lab.hugetlbfs}.get(self.memory, self.dir)
+        folder = {"shm": SHM, "disk": self.dir}.get(self.memory, self.lab.huge_folder)
         path = os.path.join(folder, "ferry-e2e-%d-%s-%s%d" % (os.getpid(), self.lab.tag,
                                                              self.name, number))
         self.ram_files.append(path)
@@ -693,6 +695,21 @@ class Netns:
 
 # ---------------------------------------------------------------- huge pages
 
+def huge_bytes(path):
+    """How much of a file on tmpfs is made of huge pages: a mapping of all of it tells."""
+    with open(path, "rb") as file, \
+            mmap.mmap(file.fileno(), 0, mmap.MAP_SHARED, mmap.PROT_READ) as memory:
+        for at in range(0, len(memory), 4096):
+            memory[at]
+        found, inside = 0, False
+        for line in read_text("/proc/self/smaps").splitlines():
+            if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):
+                inside = line.endswith(path)
+            elif inside and line.startswith(("ShmemPmdMapped:", "FilePmdMapped:")):
+                found += int(line.split()[1]) << 10
+    return found
+
+
 def change_huge_pages(by):
     """So many more of 2 MiB, or fewer. Others do the same: only the difference is ours."""
     path = "/proc/sys/vm/nr_hugepages"
@@ -728,7 +745,7 @@ class Lab:
         self.runtime = os.path.join(self.dir, "run")
         os.mkdir(self.runtime, 0o700)
         self.qemus, self.ferries, self._undo = [], [], []
-        self.hugetlbfs = None
+        self.huge_folder = None
         self._borrowed = None
         Lab._open.append(self)
 
@@ -800,13 +817,20 @@ class Lab:
         self.on_close(lambda: change_huge_pages(-mib // 2))
         if not change_huge_pages(mib // 2):
             raise Skip("the kernel has no %d MiB left for huge pages" % mib)
-        self.hugetlbfs = os.path.join(self.dir, "hugetlbfs")
-        os.mkdir(self.hugetlbfs)
-        run = subprocess.run(["mount", "-t", "hugetlbfs", "-o", "pagesize=2M", "none",
-                              self.hugetlbfs], stderr=subprocess.PIPE, text=True)
+        self._mount_huge("hugetlbfs", "pagesize=2M")
+
+    def huge_tmpfs(self, huge):
+        """A tmpfs whose files may have huge pages: always or within_size."""
+        self._mount_huge("tmpfs", "huge=" + huge)
+
+    def _mount_huge(self, kind, options):
+        self.huge_folder = os.path.join(self.dir, "huge")
+        os.mkdir(self.huge_folder)
+        run = subprocess.run(["mount", "-t", kind, "-o", options, "none", self.huge_folder],
+                             stderr=subprocess.PIPE, text=True)
         if run.returncode:
-            raise Skip("no hugetlbfs: " + run.stderr.strip())
-        self.on_close(lambda: subprocess.run(["umount", self.hugetlbfs], check=True))
+            raise Skip("no %s with %s: %s" % (kind, options, run.stderr.strip()))
+        self.on_close(lambda: subprocess.run(["umount", self.huge_folder], check=True))
 
     # -- ending things
 

@@ -492,7 +492,7 @@ def wrong_size(lab):
     heir.kill()
 
 
-@test()
+@test(cases={"refused": ()} if LONG else {})
 def huge_pages(lab):
     lab.huge_pages(96)
     guest = lab.boot(memory="hugetlb")

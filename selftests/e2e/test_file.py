@@ -162,15 +162,16 @@ def qemu(lab):
     lab.check_no_ferry()
 
 
-@test(timeout=60)
-def huge_pages(lab):
+@test(timeout=60, cases={"whole": ((), "restore"), "lazy": (("--lazy",), "restore-lazy")}
+      if LONG else {})
+def huge_pages(lab, args, mode):
     """hugetlb memory, and a file that is no larger than for small pages."""
     lab.huge_pages(2 * 160)
     guest = lab.qemu_guest(memory="hugetlb", mib=160)
     saved(lab.save(guest, "--live"), guest, mode="save-live", tracker="pagemap")
     check(os.stat(lab.path()).st_blocks * 512 < 150 << 20, "holes are in the file")
     target = lab.qemu_destination("second", memory="hugetlb", mib=160)
-    restored(lab.restore(target), guest, target, mode="restore", verified=True)
+    restored(lab.restore(target, *args), guest, target, mode=mode, verified=True)
     restored_qemu(guest, target)
 
 

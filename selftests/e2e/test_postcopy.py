@@ -13,8 +13,8 @@ import time
 
 import tap
 import vmm
-from lib import (Lab, Netns, check, check_completed, check_equal, check_result, prerequisites,
-                 wait_until)
+from lib import (Lab, Netns, check, check_completed, check_equal, check_result, huge_bytes,
+                 prerequisites, wait_until)
 from tap import Skip, test
 
 # So slow that a page that is wanted is asked for before it comes by itself.
@@ -141,14 +141,85 @@ def no_page_is_torn_in_qemu(lab):
         postcopy(lab, guest, target, "--postcopy", "now", "--channels", 4, mode="postcopy")
 
 
+LONG = bool(os.environ.get("FERRY_TEST_LONG"))
+
+
+@test(timeout=60, cases={name: case for name, case in {
+    "now": ("hugetlb", "postcopy", ("--postcopy", "now", "--channels", 4)),
+    "after": ("hugetlb", "hybrid", ("--postcopy", "after=1", "--tracker", "pagemap")),
+    "memfd-release": ("huge-memfd", "postcopy", ("--postcopy", "now", "--release-ram")),
+    "checksum-zstd": ("hugetlb", "hybrid", ("--postcopy", "after=1", "--checksum", "--compress",
+                                            "zstd")),
+}.items() if LONG or name == "now"})
+def huge_pages(lab, memory, mode, args):
+    """hugetlb memory: 2 MiB are asked for, and shown, as one."""
+    lab.huge_pages(2 * 160)
+    guest = lab.boot(memory=memory, mib=160)
+    source, target = guest.qemu, lab.destination(memory=memory, mib=160)
+    before = source.ram_blocks()
+    send, recv = postcopy(lab, guest, target, *SLOWLY, *args, mode=mode)
+    check(recv.result["faults"] > 0, "nobody waited for a page: %s", recv.result)
+    check(send.result["fault_pages"] >= 512, "parts of huge pages: %s", send.result)
+    if memory == "hugetlb":
+        check(0 < before * 512 < 150 << 20, "the source's RAM is full, or none: %d", before)
+        check(target.ram_blocks() < 150 << 11, "holes became memory: %d", target.ram_blocks())
+
+
+@test(timeout=60, cases={"now": ("now", "postcopy"), "after": ("after=1", "hybrid")}
+      if LONG else {})
+def huge_tmpfs(lab, when, mode):
+    """Of a transparent huge page only the 4 KiB that have come are shown."""
+    lab.huge_tmpfs("always")
+    # QEMU maps a tmpfs where it likes, and what lies askew is not made of huge pages.
+    options = {"memory": "huge-tmpfs", "memory_options": "align=2M"}
+    guest = lab.boot(**options)
+    source, target = guest.qemu, lab.destination(**options)
+    check(huge_bytes(source.ram_files[0]) >= 8 << 20, "the source has no huge pages")
+    _, recv = postcopy(lab, guest, target, "--postcopy", when, "--channels", 4, *SLOWLY, mode=mode)
+    check(recv.result["faults"] > 0, "nobody waited for a page: %s", recv.result)
+    check(huge_bytes(target.ram_files[0]) >= 8 << 20, "the destination has no huge pages")
+
+
+@test(timeout=90, cases={"%s-%s" % (kind, when): (kind, when) for kind, when in (
+    ("hugetlb", "now"), ("hugetlb", "after=1"), ("tmpfs", "now"), ("tmpfs", "after=1"))
+    if LONG or when == "now"})
+def huge_pages_of_ferry_vmm(lab, kind, when):
+    """A guest that notices every torn or lost page, on KVM where there is one."""
+    vmm.prerequisites()
+    lab = vmm.VmmLab(lab.name)
+    lab.shape = ("--ram", "24M,10M", "--vcpus", "2")
+    try:
+        if kind == "hugetlb":
+            lab.huge_pages(2 * 34)
+        else:
+            lab.huge_tmpfs("always")
+        files = [os.path.join(lab.huge_folder, name) for name in ("vm", "vm2")]
+        guest = lab.guest("--ram-file", files[0])
+        source, target = guest.qemu, lab.destination("vm2", "--ram-file", files[1])
+        recv = lab.recv(target)
+        send = lab.send(source, recv.listening, "--postcopy", when, "--channels", 3,
+                        "--max-bandwidth", "24M")
+        check_completed(send, recv)
+        check(recv.result["faults"] > 0, "nobody waited for a page: %s", recv.result)
+        guest.moved(target)
+        wait_until(lambda: not source.alive(), 5, "the source has ended")
+        guest.check_good()
+        target.check_clean()
+        if kind == "tmpfs":
+            check(huge_bytes(files[1]) >= 8 << 20, "the destination has no huge pages")
+        lab.settle()
+    finally:
+        lab.close()
+
+
 class Trial:
     """A migration in postcopy-active, or on its way to it, to which something happens."""
 
     def __init__(self, lab, send=None, recv=None, args=("--postcopy", "now") + SLOWLY, timeout=20,
-                 netns=None):
+                 netns=None, memory="shm"):
         self.lab, self.netns = lab, netns
-        self.guest = lab.boot(append="ferry.dirty=16 ferry.pause_ms=10")
-        self.source, self.target = self.guest.qemu, lab.destination()
+        self.guest = lab.boot(append="ferry.dirty=16 ferry.pause_ms=10", memory=memory)
+        self.source, self.target = self.guest.qemu, lab.destination(memory=memory)
         uri = "tcp:%s:0" % (netns.right_address if netns else "127.0.0.1")
         self.recv = lab.ferry("recv", self.target.uri, uri, "--timeout", timeout, fault=recv,
                               netns=netns and netns.right)
@@ -317,6 +388,47 @@ def link_cut(lab):
         # It tries by itself for --timeout; then a person says when.
         netns.restore()
         wait_until(lambda: recovers(lab, trial, before[0]), 20, "it goes on")
+    trial.completed()
+
+
+@test(timeout=60, cases={"twice": ()} if LONG else {})
+def huge_pages_link_cut(lab):
+    """Huge pages of which a part has come: the rest comes on the new link."""
+    lab.huge_pages(2 * 96)
+    netns = Netns(lab)
+    trial = Trial(lab, args=("--postcopy", "now", "--max-bandwidth", "12M"), netns=netns,
+                  timeout=2, memory="hugetlb").running()
+    for _ in range(2):
+        netns.cut()
+        before = len(trial.send.states()), len(trial.recv.states())
+        wait_until(lambda: "postcopy-paused" in trial.send.states()[before[0]:] and
+                   "postcopy-paused" in trial.recv.states()[before[1]:], 20, "both sides pause")
+        netns.restore()
+        wait_until(lambda: recovers(lab, trial, before[0]), 20, "it goes on")
+    trial.completed()
+
+
+@test(timeout=60, cases={stage.replace(":", "-"): (side, stage) for side, stage in (
+    ("send", "discard:kill"), ("recv", "load:kill"), ("send", "run:kill"), ("recv", "start:kill"),
+    ("recv", "placed:kill")) if LONG})
+def huge_pages_killed(lab, side, stage):
+    lab.huge_pages(2 * 96)
+    trial = Trial(lab, memory="hugetlb", **{side: stage})
+    if stage in ("discard:kill", "load:kill"):
+        trial.at_source()
+    else:
+        trial.completed()
+
+
+@test(timeout=60, cases={"send": ("send",), "recv": ("recv",)} if LONG else {})
+def huge_pages_killed_under_way(lab, side):
+    lab.huge_pages(2 * 96)
+    trial = Trial(lab, args=("--postcopy", "now", "--max-bandwidth", "12M"),
+                  memory="hugetlb").running()
+    ferry, before = getattr(trial, side), len(getattr(trial, side).states())
+    os.kill(ferry.worker(), signal.SIGKILL)
+    wait_until(lambda: "postcopy-active" in ferry.states()[before:], 20,
+               "another worker has taken over")
     trial.completed()
 
 

@@ -10,7 +10,7 @@ import sys
 
 import tap
 from lib import (ORDINARY_UID, Disk, Lab, check, check_completed, check_equal,
-                 check_result, make_pattern_disk, migrate, other_qemu,
+                 check_result, huge_bytes, make_pattern_disk, migrate, other_qemu,
                  prerequisites, wait_until)
 from tap import Skip, test
 
@@ -107,7 +107,9 @@ def from_file_to_memfd(lab):
     migrate(lab, lab._borrowed, lab.destination())
 
 
-@test(timeout=60, cases={"file": ("hugetlb", ()), "memfd": ("huge-memfd", ("--channels", 4))})
+@test(timeout=60, cases={name: case for name, case in {
+    "file": ("hugetlb", ()), "memfd": ("huge-memfd", ("--channels", 4)),
+}.items() if name == "file" or os.environ.get("FERRY_TEST_LONG")})
 def huge_pages(lab, memory, args):
     """hugetlb memory, tracked; its holes are neither sent nor allocated."""
     lab.huge_pages(2 * 160)
@@ -122,6 +124,21 @@ def huge_pages(lab, memory, args):
         check(0 < before * 512 < 150 << 20, "the source's RAM is full, or none: %d", before)
         check(target.ram_blocks() <= before + 4096 * 4, "the destination has %d blocks, the source "
               "%d", target.ram_blocks(), before)
+
+
+@test(timeout=60, cases={name: (name,) for name in ("always", "within_size")
+                         if os.environ.get("FERRY_TEST_LONG")})
+def huge_tmpfs(lab, huge):
+    """Transparent huge pages at both sides, tracked by 4 KiB."""
+    lab.huge_tmpfs(huge)
+    # QEMU maps a tmpfs where it likes, and what lies askew is not made of huge pages.
+    options = {"memory": "huge-tmpfs", "memory_options": "align=2M"}
+    guest = lab.boot(**options)
+    source, target = guest.qemu, lab.destination(**options)
+    send, _ = migrate(lab, guest, target, "--verify", "--tracker", "pagemap", keep=True)
+    check_equal(send.result["verified"], True, "verified")
+    for qemu in (source, target):
+        check(huge_bytes(qemu.ram_files[0]) >= 8 << 20, "%s has no huge pages", qemu.name)
 
 
 @test()
