@@ -31,7 +31,7 @@ sys.path[:0] = [os.path.join(os.path.dirname(HERE), "e2e"), HERE]
 
 import precopy  # noqa: E402
 import tap  # noqa: E402
-from lib import Lab, other_qemu, prerequisites, wait_until  # noqa: E402
+from lib import Lab, QmpError, other_qemu, prerequisites, wait_until  # noqa: E402
 from precopy import GIB, MIB, Bench, spread  # noqa: E402
 from vmm import VmmLab  # noqa: E402
 
@@ -192,6 +192,21 @@ def by_qemu(source, target, delay_us, preempt):
     return moved
 
 
+TRIES = 4
+
+
+def surely(peer, move, *args):
+    """QEMU's own postcopy fails at times (its socket is reset): once more, and that is told."""
+    for tries_left in range(TRIES - 1, -1, -1):
+        try:
+            return move(*args)
+        except (tap.Failed, QmpError, OSError) as problem:
+            if not tries_left or not peer.startswith("qemu"):
+                raise
+            print("# %s failed, once more: %s" % (peer, str(problem)[:300]), flush=True)
+    return None
+
+
 # ---------------------------------------------------------------- faults
 
 def fault_move(binary, peer, delay_us, seen=None):
@@ -238,7 +253,7 @@ def faults(binary, rounds, delays, peers, last):
         found, least = {p: [] for p in peers}, []
         for _ in range(rounds):
             for peer in peers:
-                found[peer].append(fault_move(binary, peer, delay_us))
+                found[peer].append(surely(peer, fault_move, binary, peer, delay_us))
             least.append(least_ns(delay_us))
         print("%-8d %-13s %s + CONTINUE %s" % (
             delay_us, "least alone", us([t for t, _ in least]), us([s for _, s in least], 1)))
@@ -272,7 +287,7 @@ def background(binary, mib, rounds, last):
         speeds = {p: [] for p in peers}
         for _ in range(rounds):
             for peer in peers:
-                speeds[peer].append(background_move(bench, peer))
+                speeds[peer].append(surely(peer, background_move, bench, peer))
         bench.close()
     finally:
         lab.close()
