@@ -67,6 +67,26 @@ int ferry_io_read(int fd, void *buf, size_t len, uint64_t deadline_ns)
 	return 0;
 }
 
+ssize_t ferry_io_read_some(int fd, void *buf, size_t len, uint64_t deadline_ns)
+{
+	for (;;) {
+		ssize_t n = read(fd, buf, len);
+		int r;
+
+		if (n > 0)
+			return n;
+		if (!n)
+			return -ENODATA;
+		if (errno == EINTR)
+			continue;
+		if (errno != EAGAIN)
+			return -errno;
+		r = io_ready(fd, POLLIN, deadline_ns);
+		if (r)
+			return r;
+	}
+}
+
 /* writev(2) for anything, sendmsg(2) for sockets so that no SIGPIPE comes. */
 static ssize_t io_writev_once(int fd, struct iovec *iov, int n, int more)
 {

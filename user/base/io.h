@@ -22,6 +22,9 @@
  */
 int ferry_io_read(int fd, void *buf, size_t len, uint64_t deadline_ns);
 
+/** ferry_io_read_some() - what there is, at least a byte. Return: how many; -errno as ferry_io_read(). */
+ssize_t ferry_io_read_some(int fd, void *buf, size_t len, uint64_t deadline_ns);
+
 /** ferry_io_write() - write exactly @len bytes. Return: 0, -ETIMEDOUT or -errno. */
 int ferry_io_write(int fd, const void *buf, size_t len, uint64_t deadline_ns);
 

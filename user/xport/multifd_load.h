@@ -17,6 +17,8 @@
 
 /* What is between multifd_recv.c, which reads packets, and multifd_load.c. */
 
+/* A packet of one page, and the next one's head. */
+#define FERRY_MULTIFD_AHEAD_BYTES 8192u
 #define FERRY_MULTIFD_BUFFER_BYTES (FERRY_WIRE_MAX_PACKET_PAGES * FERRY_PAGE_SIZE)
 
 /**
@@ -39,6 +41,10 @@ struct ferry_multifd_channel {
 	struct ferry_compress *compress; /* NULL: all must be raw */
 	uint8_t *unpacked;		 /* a packet has no more pages than the buffer takes */
 	struct ferry_splice splice;
+
+	/* Urgent: what was read in one go, a page with its head mostly. */
+	uint8_t ahead[FERRY_MULTIFD_AHEAD_BYTES];
+	size_t ahead_at, ahead_end;
 };
 
 /* The pool, see multifd_recv.c. */
@@ -71,6 +77,9 @@ struct ferry_multifd_recv {
 /** ferry_multifd_fail() - end the whole pool over something a channel met. Return: -@errnum. */
 int __attribute__((format(printf, 3, 4)))
 ferry_multifd_fail(struct ferry_multifd_channel *ch, int errnum, const char *fmt, ...);
+
+/** ferry_multifd_read_raw() - bytes of the channel. Return: as ferry_io_read(). */
+int ferry_multifd_read_raw(struct ferry_multifd_channel *ch, void *buf, size_t len);
 
 /** ferry_multifd_read() - the next @len bytes of a packet. Return: 0; or it has failed. */
 int ferry_multifd_read(struct ferry_multifd_channel *ch, void *buf, size_t len);

@@ -34,7 +34,7 @@ static int bad_packet(struct ferry_multifd_channel *ch, int r, const char *what)
 static int read_header(struct ferry_multifd_channel *ch)
 {
 	uint8_t head[FERRY_WIRE_PACKET_BYTES];
-	int r = ferry_io_read(ch->fd, head, 1, FERRY_CLOCK_NEVER);
+	int r = ferry_multifd_read_raw(ch, head, 1);
 
 	if (r == -ENODATA)
 		return ferry_multifd_fail(ch, EPIPE, "connection lost: the source closed it in "
