@@ -92,6 +92,17 @@ def moves_ferry_vmm(lab, when, mode):
         lab.close()
 
 
+@test(cases={"now": ("now", "postcopy"), "after": ("after=1", "hybrid")})
+def mapped_beforehand(lab, when, mode):
+    """prealloc=on leaves every page of the destination mapped: all of them must fault again."""
+    options = {"memory_options": "prealloc=on"}
+    guest = lab.boot(**options)
+    target = lab.destination(**options)
+    check(target.ram_blocks() * 512 >= target.mib << 20, "the destination's RAM is not there yet")
+    _, recv = postcopy(lab, guest, target, "--postcopy", when, *SLOWLY, mode=mode)
+    check(recv.result["faults"] > 0, "nobody waited for a page: %s", recv.result)
+
+
 TEARING = {
     "kvm": ("kvm", ("--postcopy", "now", "--channels", 4)),
     "kvm-hybrid": ("kvm", ("--postcopy", "after=1", "--channels", 3, "--checksum")),

@@ -474,6 +474,32 @@ def a_further_process_waits_too(lab, adopted):
     check_equal(reader[0].wait(5), 0, "its exit status")
 
 
+@test()
+@in_vmm
+def faults_before_the_state_is_loaded(lab):
+    """Pages are served from when RAM is armed on, before the VMM is given its state."""
+    reader = []
+    move = Move(lab, recv="listening:delay=5000", running=False, timeout=20,
+                before=lambda target: reader.append(member(lab, target)))
+    # "um" in VmFlags: missing pages go to a userfaultfd.
+    wait_until(lambda: re.search("^VmFlags:.* um", lib.read_text("/proc/%d/smaps" %
+                                                                 reader[0].pid), re.M), 15,
+               "its RAM is armed")
+    reader[0].stdin.write("\n")
+    reader[0].stdin.flush()
+    filled = int(reader[0].stdout.readline())
+    check(filled > 2000, "it found %d pages that are not zero", filled)
+    check_equal((move.send.states()[-1], move.recv.states()[-1]), ("postcopy-device", "active"),
+                "the states when all pages have been read")
+    reader[0].stdin.close()
+    check_equal(reader[0].wait(5), 0, "its exit status")
+    for ferry in (move.send, move.recv):
+        ferry.finish(30).check_code(0)
+    check(move.recv.result["faults"] > 2000, "faults: %s", move.recv.result)
+    move.guest.moved(move.target)
+    move.guest.check_good()
+
+
 def thread_sanitized(lab):
     """A ferry that notices races of its threads; its complaints are in files beside the lab."""
     make = subprocess.run(["make", "-s", "-j2", "-C", ROOT, "O=build/tsan", "SANITIZE=thread",

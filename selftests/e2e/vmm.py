@@ -134,7 +134,8 @@ class Vmm:
         try:
             return self.ask()["state"]
         except Failed:
-            check(not self.alive(), "%s does not answer", self.name)
+            # It may have closed its output and be about to end.
+            wait_until(lambda: not self.alive(), 5, "%s answers or ends" % self.name)
             return "gone"
 
     def running(self):
