@@ -19,13 +19,13 @@
 /* The VMM has been told to start a guest that lacks pages. */
 struct ferry_destination_start {
 	pthread_t thread;
-	bool busy;  /* the thread is not joined yet */
-	bool ended; /* it is about to end: atomic; the next two are its own until then */
+	uint64_t began_ns;
+	struct ferry_error why; /* the thread's own until it has ended, as the next one */
 	int result;
-	struct ferry_error why;
+	bool ended; /* it is about to: atomic */
+	bool busy;  /* it is not joined yet */
 	bool asked; /* there was a RUN on the present main channel */
 	bool again; /* not the first start: it cannot be refused any more */
-	uint64_t began_ns;
 };
 
 /* The destination's side; shared by destination.c and its frame handlers. */
@@ -43,6 +43,7 @@ struct ferry_destination {
 	int channel_fds[FERRY_WIRE_MAX_CHANNELS]; /* -1 not there yet */
 	int fault_fd; /* -1 not there yet, or taken over */
 	struct ferry_incoming incoming;
+	struct ferry_destination_start start;
 	struct ferry_bitmap received;
 	bool bitmap_ready;
 	struct ferry_multifd_recv *pool; /* changed with job->lock held */
@@ -53,7 +54,6 @@ struct ferry_destination {
 	size_t state_bytes;
 	bool adopted; /* armed by an earlier worker */
 	bool asked; /* recovery: the source was told which pages are here */
-	struct ferry_destination_start start;
 	bool done; /* ACK came, or nothing more will */
 };
 
