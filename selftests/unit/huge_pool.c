@@ -46,6 +46,17 @@ static long change(long by)
 	return wanted;
 }
 
+unsigned long huge_pool_pages(void)
+{
+	int fd = open(HUGE_COUNT, O_RDONLY | O_CLOEXEC);
+	long pages;
+
+	assert_true(fd >= 0);
+	pages = count(fd);
+	close(fd);
+	return (unsigned long)pages;
+}
+
 bool huge_pool_take(unsigned long pages)
 {
 	long lacking = change((long)pages);
