@@ -195,6 +195,11 @@ def stopped(lab, kind):
     check_equal((told["complete"], told["verified"], told["error"]), (True, True, None), "inspect")
     check_equal(told["ram_bytes"], result["ram_bytes"], "ram_bytes")
     check_equal(told["device_bytes"], result["device_bytes"], "device_bytes")
+    for options in ((), ("--direct",)):
+        text = lab.run("inspect", lab.path(), *options).check_code(0).stdout
+        for words in ("complete", "block ", "sparse", "device state %d " % result["device_bytes"],
+                      "all hold"):
+            check(words in text, "'%s' is not in: %s", words, text)
     guest.qemu.kill()
     target = lab.destination_of(kind)
     restored(lab.restore(target), guest, target, mode="restore", verified=True)
@@ -672,6 +677,10 @@ def bad_files(lab):
         check_equal(target.allocated(), 0, "memory that is left after: " + words)
         inspect = lab.run("inspect", path).check_code(1)
         check(words in inspect.stderr, "inspect: %s", inspect.stderr)
+        # What is known of it is told all the same, and never as if all were well.
+        check("all hold" not in inspect.stdout, "inspect: %s", inspect.stdout)
+        told = {"never finished": "NOT usable", "checksum of the pages": "could NOT all be found"}
+        check(told.get(words, "") in inspect.stdout, "inspect: %s", inspect.stdout)
     guest.qemu.kill()
     restored(lab.restore(target), guest, target)
     restored_vmm(guest, target)

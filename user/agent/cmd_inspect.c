@@ -118,7 +118,9 @@ static void inspect_blocks(const struct ferry_store_file *f)
 	}
 }
 
-static void inspect_text(const struct ferry_store_file *f, const char *path, bool whole)
+/* @sums: what is known of the checksums of pages. */
+static void inspect_text(const struct ferry_store_file *f, const char *path, bool whole,
+			 const char *sums)
 {
 	char when[32] = "", uuid[FERRY_UUID_TEXT], size[16], disk[16], ram[16];
 	time_t made = (time_t)f->header.created_s;
@@ -145,7 +147,7 @@ static void inspect_text(const struct ferry_store_file *f, const char *path, boo
 	printf("  device state %u bytes; order of first touch: %llu pages; the guest was %s\n",
 	       f->commit.device_bytes, (unsigned long long)f->commit.order_count,
 	       f->commit.flags & FERRY_STORE_COMMIT_PAUSED ? "paused" : "running");
-	printf("  checksums of pages: %s\n", f->pages_verified ? "all hold" : "not compared");
+	printf("  checksums of pages: %s\n", sums);
 }
 
 int ferry_command_inspect(const struct ferry_args *args)
@@ -160,12 +162,15 @@ int ferry_command_inspect(const struct ferry_args *args)
 	int r = ferry_store_open(&f, path, &err);
 	bool whole = !r;
 
+	if (!r && args->job.direct)
+		r = ferry_store_direct(&f, &err);
 	if (!r && !args->job.no_verify)
 		r = ferry_store_read_all(&f, &params, &err);
 	if (args->json)
 		inspect_json(&f, path, whole, &err);
-	else if (!args->quiet && !r)
-		inspect_text(&f, path, whole);
+	else if (!args->quiet)
+		inspect_text(&f, path, whole, f.pages_verified ? "all hold" :
+			     r ? "could NOT all be found to hold" : "not compared");
 	if (r)
 		ferry_log_error("%s", err.text);
 	if (whole)

@@ -204,7 +204,7 @@ static const struct option_spec option_specs[] = {
 	{ "--postcopy", "WHEN", FERRY_TAKES_SEND, "now, after=ROUNDS or on-stall (never)",
 	  set_postcopy },
 	{ "--live", NULL, FERRY_TAKES_SAVE, "the guest runs while its memory is written", set_live },
-	{ "--direct", NULL, FERRY_TAKES_SAVE | FERRY_TAKES_RESTORE, "past the page cache", set_direct },
+	{ "--direct", NULL, TAKES_FILE, "past the page cache", set_direct },
 	{ "--record", NULL, FERRY_TAKES_SAVE, "with --live: also in which order pages are touched",
 	  set_record },
 	{ "--lazy", NULL, FERRY_TAKES_RESTORE, "start the guest at once, its memory follows",
