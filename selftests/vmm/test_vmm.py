@@ -60,8 +60,8 @@ def wrong_options(lab):
             (("--pattern", "sea"), "sea is no value for --pattern"),
             (("--engine", "tcg"), "tcg is no value for --engine"),
             (("--tracker-log", "yes"), "yes is no value for --tracker-log"),
-            (("--unknown",), "wrong option"),
-            (("--port",), "wrong option"),
+            (("--unknown",), "unrecognized option '--unknown'"),
+            (("--port",), "option '--port' requires an argument"),
             (("64M",), "it takes options only, not 64M"),
             (("--incoming",), "--incoming needs --port PATH"),
             (("--load", "x"), "--load needs the --ram-file")):
@@ -242,7 +242,7 @@ def goes_on_where_it_was_saved(lab, engine):
 class State:
     """Where things are in a saved state of one vCPU (user/vmm/state.c)."""
 
-    CPUID, CPUIDS, VCPU = 40, 256, 40 + 40 * 256
+    CPUID, CPUIDS, VCPU = 40, 256, 40 + 40 * 256  # before them clock_ns at 24, cpuids at 36
     # In struct vcpu_state.
     AT = {"xsave": 0, "sregs": 4096, "xcrs": 4416, "regs": 4808, "debug": 4952, "events": 5080,
           "run state": 5144, "tsc": 5152, "nmsrs": 5160, "msr": 5168}
@@ -345,25 +345,25 @@ def hostile_states(lab):
         data = bytearray(good.data)
         struct.pack_into(form, data, offset, value)
         return data
-    size = "has not %d bytes" % len(good.data)
-    stranger, cpuid = "no device state of ferry-vmm", "another CPUID"
+    size, others = "too short or too long", "other MSRs than this host"
+    stranger, cpuid = "no device state of this ferry-vmm with 1 vCPUs", "another CPUID"
     for data, words in (
-            (b"", stranger), (good.data[:good.VCPU - 1], stranger), (changed(0, "<B", 1), stranger),
-            (changed(8, "<I", 1), "has version 1, this ferry-vmm reads 2"),
-            (changed(12, "<I", 3), "the guest needs --vcpus 3"),
-            (changed(12, "<I", 0xffffffff), "the guest needs --vcpus 4294967295"),
-            (changed(20, "<I", 0xffffffff), cpuid), (changed(good.CPUID + 16, "<I", 0x12345678), cpuid),
+            (b"", stranger), (good.data[:8], stranger), (changed(0, "<B", 1), stranger),
+            (changed(7, "<B", ord("2")), stranger),  # the version before this
+            (changed(8, "<I", 3), stranger), (changed(12, "<I", 0xffffffff), stranger),
+            (changed(36, "<I", 0xffffffff), cpuid), (changed(good.CPUID + 16, "<I", 0x12345678), cpuid),
             (changed(good.VCPU - 4, "<I", 1), cpuid),
             (good.data[:good.VCPU], size), (good.data[:-1], size), (good.data + b"x", size),
             (changed(good.at["xsave"] + 512, "<Q", 1 << 62), "KVM refuses the xsave"),
             (changed(good.at["run state"], "<I", 99), "KVM refuses the run_state"),
-            (changed(good.at["nmsrs"], "<I", 0xffffffff), "other MSRs than this host"),
-            (changed(good.at["msr"], "<I", 0xdead), "other MSRs than this host"),
-            (changed(good.at["msr"] + 4, "<I", 1), "other MSRs than this host"),
-            (changed(good.at["run state"] + 4, "<I", 1), "KVM took the reserved bytes in the state"),
-            (changed(len(good.data) - 8, "<I", 1), "KVM took the msrs in the state and changed it")):
+            (changed(good.at["regs"] + 136, "<Q", 0), "KVM took the regs in the state and changed"),
+            (changed(good.at["nmsrs"], "<I", 0xffffffff), others),
+            (changed(good.at["msr"], "<I", 0xdead), others),
+            (changed(good.at["msr"] + 4, "<I", 1), others),
+            (changed(good.at["run state"] + 4, "<I", 1), others),
+            (changed(len(good.data) - 8, "<I", 1), others)):
         refused(lab, path, data, words)
-    refused(lab, path, good.data, "the guest needs --vcpus 1", "--vcpus", "2")
+    refused(lab, path, good.data, "ferry-vmm with 2 vCPUs: --vcpus", "--vcpus", "2")
 
 
 @test(timeout=120)
@@ -399,12 +399,14 @@ def other_states_of_threads(lab):
     path = ram_file(lab)
     file, _work = saved(lab, path, "threads", *SMALL)
     good = open(file, "rb").read()
-    for data in (b"", good[:15], good + b"x", b"x" + good[1:], good[:8] + b"\2" + good[9:]):
+    stranger, size = "no device state of this ferry-vmm with 1 vCPUs", "too short or too long"
+    for data, words in ((b"", stranger), (good[:15], size), (good + b"x", size),
+                        (b"x" + good[1:], stranger), (good[:8] + b"\2" + good[9:], stranger)):
         with open(file, "wb") as out:
             out.write(data)
         run = loading(lab, path, file, "threads", *SMALL)
         check_equal(run.wait(), 1, "exit status: %s" % run.stderr)
-        check("this is no state of 1 threads" in run.stderr, "it said: %s", run.stderr)
+        check(words in run.stderr, "it said: %s", run.stderr)
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ static bool wait_for_turn(struct vcpu *vcpu, int r)
 		if (vmm->paused)
 			pthread_cond_wait(&vmm->changed, &vmm->lock);
 		else
-			pthread_cond_timedwait(&vmm->changed, &vmm->lock, &until);
+			pthread_cond_clockwait(&vmm->changed, &vmm->lock, CLOCK_MONOTONIC, &until);
 	}
 	vmm->busy += !end;
 	pthread_mutex_unlock(&vmm->lock);
@@ -53,23 +53,19 @@ static void *vcpu_thread(void *arg)
 	int r = -EINTR;
 
 	while (wait_for_turn(vcpu, r)) {
-		do
-			r = vmm->engine->run(vcpu);
-		while (!r && !vcpu->lane->rate && !vmm->throttle &&
-		       !__atomic_load_n(&vmm->paused, __ATOMIC_RELAXED));
+		do {
+			r = vcpu->run ? kvm_run(vcpu) : payload_batch(vcpu->lane, &vmm->host);
+		} while (!r && !vcpu->lane->rate && !vmm->throttle &&
+			 !__atomic_load_n(&vmm->paused, __ATOMIC_RELAXED));
 	}
 	return NULL;
 }
 
 int crew_create(struct vmm *vmm)
 {
-	pthread_condattr_t attr;
 	unsigned int i;
 	int r;
 
-	pthread_condattr_init(&attr);
-	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
-	pthread_cond_init(&vmm->changed, &attr);
 	for (i = 0; i < vmm->opt.vcpus; i++) {
 		vmm->busy++;
 		r = pthread_create(&vmm->vcpu[i].thread, NULL, vcpu_thread, &vmm->vcpu[i]);
@@ -81,18 +77,18 @@ int crew_create(struct vmm *vmm)
 
 static void crew_kick(struct vmm *vmm)
 {
-	unsigned int i;
+	struct vcpu *vcpu;
 
-	for (i = 0; i < vmm->opt.vcpus; i++)
-		vmm->engine->kick(&vmm->vcpu[i]);
+	for (vcpu = vmm->vcpu; vcpu < vmm->vcpu + vmm->opt.vcpus; vcpu++)
+		if (vcpu->run && vcpu->thread) /* without KVM a batch takes microseconds */
+			kvm_kick(vcpu);
 }
 
 int crew_tick(struct vmm *vmm)
 {
-	if (!vmm->throttle)
-		return 100;
-	crew_kick(vmm);
-	return 5;
+	if (vmm->throttle)
+		crew_kick(vmm);
+	return vmm->throttle ? 5 : 100;
 }
 
 void crew_pause(struct vmm *vmm, unsigned int by)
@@ -109,6 +105,7 @@ void crew_pause(struct vmm *vmm, unsigned int by)
 void crew_resume(struct vmm *vmm, unsigned int by)
 {
 	pthread_mutex_lock(&vmm->lock);
+	vmm->placed = true; /* from now on its pages may be looked at: they are, or will come */
 	__atomic_and_fetch(&vmm->paused, ~by, __ATOMIC_RELAXED);
 	pthread_cond_broadcast(&vmm->changed);
 	pthread_mutex_unlock(&vmm->lock);

@@ -29,10 +29,8 @@ static void on_kick(int signum)
 }
 
 /* Also ends a KVM_RUN that has not yet begun. Who waits for its end has set `paused` before. */
-static void kvm_kick(struct vcpu *vcpu)
+void kvm_kick(struct vcpu *vcpu)
 {
-	if (!vcpu->thread)
-		return;
 	__atomic_store_n(&vcpu->run->immediate_exit, 1, __ATOMIC_SEQ_CST);
 	pthread_kill(vcpu->thread, KICK);
 }
@@ -81,17 +79,17 @@ static int set_slots(struct vmm *vmm, unsigned int flags)
 	return 0;
 }
 
-static int kvm_dirty_start(void *ctx)
+int kvm_dirty_start(void *ctx)
 {
 	return set_slots(ctx, KVM_MEM_LOG_DIRTY_PAGES);
 }
 
-static void kvm_dirty_stop(void *ctx)
+void kvm_dirty_stop(void *ctx)
 {
 	set_slots(ctx, 0);
 }
 
-static int kvm_dirty_sync(void *ctx, const char *name, uint64_t *bitmap, uint64_t pages)
+int kvm_dirty_sync(void *ctx, const char *name, uint64_t *bitmap, uint64_t pages)
 {
 	struct vmm *vmm = ctx;
 	unsigned int i = ram_number(vmm, name);
@@ -112,7 +110,7 @@ static int kvm_dirty_sync(void *ctx, const char *name, uint64_t *bitmap, uint64_
 	return r;
 }
 
-static int kvm_run(struct vcpu *vcpu)
+int kvm_run(struct vcpu *vcpu)
 {
 	struct vmm *vmm = vcpu->vmm;
 	int r;
@@ -146,16 +144,13 @@ static int create_vcpu(struct vmm *vmm, struct vcpu *vcpu)
 	int bytes = ioctl(vmm->kvm, KVM_GET_VCPU_MMAP_SIZE, 0);
 
 	vcpu->fd = ioctl(vmm->fd, KVM_CREATE_VCPU, vcpu->number);
-	if (vcpu->fd < 0 || bytes < 0 || ioctl(vcpu->fd, KVM_SET_CPUID2, vmm->cpuid))
-		return vmm_error(vmm, errno, "cannot create vCPU %u: %m", vcpu->number);
 	vcpu->run = mmap(NULL, (size_t)bytes, PROT_READ | PROT_WRITE, MAP_SHARED, vcpu->fd, 0);
 	if (vmm->opt.log == LOG_RING)
 		vcpu->ring = mmap(NULL, RING_ENTRIES * sizeof(*vcpu->ring), PROT_READ | PROT_WRITE,
 				  MAP_SHARED, vcpu->fd, KVM_DIRTY_LOG_PAGE_OFFSET * PAYLOAD_PAGE);
-	if (vcpu->run == MAP_FAILED || vcpu->ring == MAP_FAILED)
-		return vmm_error(vmm, errno, "cannot map what KVM shares of vCPU %u: %m",
-				 vcpu->number);
-	return 0;
+	return vcpu->run == MAP_FAILED || vcpu->ring == MAP_FAILED ||
+	       ioctl(vcpu->fd, KVM_SET_CPUID2, vmm->cpuid) ?
+	       vmm_error(vmm, errno, "cannot create vCPU %u: %m", vcpu->number) : 0;
 }
 
 static int enable_rings(struct vmm *vmm)
@@ -187,12 +182,15 @@ static void forget_processor(struct kvm_cpuid2 *cpuid)
 	}
 }
 
-static int kvm_create(struct vmm *vmm)
+int kvm_create(struct vmm *vmm)
 {
 	struct sigaction kick = { .sa_handler = on_kick };
 	unsigned int i;
-	int r;
+	int r = 0;
 
+	if (vmm->opt.threads)
+		return vmm->opt.log == LOG_NONE ? 0 :
+		       vmm_error(vmm, EINVAL, "--tracker-log is KVM's: leave it out with --engine threads");
 	sigaction(KICK, &kick, NULL); /* without SA_RESTART */
 	vmm->kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC);
 	if (vmm->kvm < 0)
@@ -204,20 +202,11 @@ static int kvm_create(struct vmm *vmm)
 	if (!vmm->cpuid || vmm->fd < 0 || ioctl(vmm->kvm, KVM_GET_SUPPORTED_CPUID, vmm->cpuid))
 		return vmm_error(vmm, errno, "cannot create a VM: %m");
 	forget_processor(vmm->cpuid);
-	r = vmm->opt.log == LOG_RING ? enable_rings(vmm) : 0;
+	if (vmm->opt.log == LOG_RING)
+		r = enable_rings(vmm);
 	if (!r)
 		r = set_slots(vmm, 0);
 	for (i = 0; i < vmm->opt.vcpus && !r; i++)
 		r = create_vcpu(vmm, &vmm->vcpu[i]);
 	return r ? r : state_create(vmm);
 }
-
-const struct engine engine_kvm = {
-	.create = kvm_create, .start = boot_kvm, .run = kvm_run, .kick = kvm_kick,
-	.check = boot_check_kvm,
-	.port = {
-		.kind = "ferry-vmm-kvm/2", .save = state_save, .load = state_load,
-		.dirty_start = kvm_dirty_start, .dirty_stop = kvm_dirty_stop,
-		.dirty_sync = kvm_dirty_sync,
-	},
-};

@@ -3,13 +3,13 @@
  * ferry-vmm: a small VMM that can be migrated, to copy from and to test with.
  *
  * To copy: the port's callbacks, of a line or two each, and open_port(). crew.c, ram.c, kvm.c
- * and state.c show what they have to do; payload/ is the guest and the bench around it. Threads:
- * this one prints and waits for signals, one a vCPU (crew.c), and libferry's, for the callbacks.
+ * and state.c show what they have to do; payload/ is the guest. Threads: this one prints and waits
+ * for signals (report.c), one a vCPU (crew.c), and libferry's, for the callbacks.
  */
 #include "vmm/vmm.h"
 
 #include <errno.h>
-#include <signal.h>
+#include <fcntl.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -47,7 +47,7 @@ static int port_pause(void *ctx)
 	return 0;
 }
 
-static int port_resume(void *ctx)
+static int port_resume(void *ctx) /* or run, where it never did */
 {
 	crew_resume(ctx, PAUSED_BY_PORT);
 	return 0;
@@ -55,18 +55,7 @@ static int port_resume(void *ctx)
 
 static int port_running(void *ctx)
 {
-	struct vmm *vmm = ctx;
-
-	return !(vmm->paused & PAUSED_BY_PORT);
-}
-
-static int port_run(void *ctx)
-{
-	struct vmm *vmm = ctx;
-
-	crew_resume(vmm, PAUSED_BY_PORT);
-	vmm->placed = true; /* from now on its pages may be looked at: they are, or will come */
-	return 0;
+	return !(((struct vmm *)ctx)->paused & PAUSED_BY_PORT);
 }
 
 static void port_quit(void *ctx)
@@ -93,18 +82,16 @@ static int port_direct_io(void *ctx, char *why, size_t why_bytes)
 /* A throttled vCPU runs in slices, which crew_tick() ends. */
 static int port_throttle(void *ctx, unsigned int percent)
 {
-	struct vmm *vmm = ctx;
-
-	vmm->throttle = percent;
+	((struct vmm *)ctx)->throttle = percent;
 	return 0;
 }
 
 static int open_port(struct vmm *vmm)
 {
-	const struct ferry_port_ops *own = &vmm->engine->port;
 	struct ferry_port_ops ops = {
-		.struct_size = sizeof(ops), .kind = own->kind, .save = own->save, .load = own->load,
-		.pause = port_pause, .resume = port_resume, .running = port_running, .run = port_run,
+		.struct_size = sizeof(ops), .save = state_save, .load = state_load,
+		.kind = vmm->opt.threads ? "ferry-vmm-threads/1" : "ferry-vmm-kvm/3",
+		.pause = port_pause, .resume = port_resume, .running = port_running, .run = port_resume,
 		.quit = port_quit, .check = port_check, .direct_io = port_direct_io,
 		.throttle = port_throttle, .adopt = vmm->opt.adopt ? ram_adopt : NULL,
 	};
@@ -113,9 +100,9 @@ static int open_port(struct vmm *vmm)
 	int r;
 
 	if (vmm->opt.log != LOG_NONE) {
-		ops.dirty_start = own->dirty_start;
-		ops.dirty_stop = own->dirty_stop;
-		ops.dirty_sync = own->dirty_sync;
+		ops.dirty_start = kvm_dirty_start;
+		ops.dirty_stop = kvm_dirty_stop;
+		ops.dirty_sync = kvm_dirty_sync;
 		flags |= FERRY_PORT_LOG_PROCESS; /* nobody here writes guest RAM but KVM */
 	}
 	r = ferry_port_create(&ops, vmm, flags, &vmm->port);
@@ -137,6 +124,18 @@ static int open_port(struct vmm *vmm)
 
 /* ---- the rest of its life */
 
+/* Device state to or from a file, beside RAM that is in files too. */
+static int state_file(struct vmm *vmm, const char *path, int flags, int (*what)(void *, int))
+{
+	int fd = open(path, flags | O_CLOEXEC, 0600), r;
+
+	if (fd < 0)
+		return vmm_error(vmm, errno, "cannot open the device state %s: %m", path);
+	r = what(vmm, fd);
+	close(fd);
+	return r;
+}
+
 static int set_up(struct vmm *vmm)
 {
 	bool fresh = !vmm->opt.incoming && !vmm->opt.load;
@@ -150,36 +149,36 @@ static int set_up(struct vmm *vmm)
 	if (!r && fresh)
 		r = boot_fill(vmm);
 	if (!r)
-		r = vmm->engine->create(vmm);
-	if (!r && fresh && vmm->engine->start)
-		r = vmm->engine->start(vmm);
+		r = kvm_create(vmm);
+	if (!r && fresh)
+		r = boot_start(vmm);
 	if (!r && vmm->opt.load)
-		r = report_load(vmm);
+		r = state_file(vmm, vmm->opt.load, O_RDONLY, state_load);
 	if (!r)
 		r = crew_create(vmm);
-	if (r)
-		return r;
-	vmm->placed = !vmm->opt.incoming;
-	if (vmm->placed)
+	if (!r && !vmm->opt.incoming)
 		crew_resume(vmm, PAUSED_BY_PORT);
-	return vmm->opt.port ? open_port(vmm) : 0;
+	return r || !vmm->opt.port ? r : open_port(vmm);
 }
 
 int main(int argc, char **argv)
 {
 	/* Not on the stack: the vCPUs' threads, which end, may look at it after the last line here. */
-	static struct vmm vmm = { .engine = &engine_kvm, .paused = PAUSED_BY_PORT,
-		.lock = PTHREAD_MUTEX_INITIALIZER, .ring_lock = PTHREAD_MUTEX_INITIALIZER };
+	static struct vmm vmm = { .paused = PAUSED_BY_PORT, .lock = PTHREAD_MUTEX_INITIALIZER,
+		.changed = PTHREAD_COND_INITIALIZER, .ring_lock = PTHREAD_MUTEX_INITIALIZER };
+	bool ours;
 	int status;
 
 	vmm.opt = options_parse(argc, argv);
-	if (vmm.opt.threads)
-		vmm.engine = &engine_threads;
-	if (report_create(&vmm) || set_up(&vmm))
+	report_create(&vmm);
+	if (set_up(&vmm))
 		return 1;
 	report_loop(&vmm);
 	crew_pause(&vmm, PAUSED_TO_END);
-	status = report_end(&vmm); /* may look at pages that the port's agent has yet to bring */
+	ours = vmm.placed && !vmm.quitting;
+	if (ours && vmm.opt.save)
+		vmm.bad += state_file(&vmm, vmm.opt.save, O_WRONLY | O_CREAT | O_TRUNC, state_save) < 0;
+	status = report_end(&vmm, ours && !vmm.opt.save); /* its pages may have yet to come, by: */
 	ferry_port_destroy(vmm.port);
 	return status;
 }

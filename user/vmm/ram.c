@@ -27,11 +27,11 @@ static int create_block(struct vmm *vmm, unsigned int i)
 	char path[4096];
 	void *host;
 
-	if (vmm->opt.adopt) {
-		vmm->ram_fd[i] = -1;
-		host = (void *)(uintptr_t)(PLACE + vmm->guest.block[i].addr);
-		goto placed;
-	}
+	vmm->host.block[i].pages = vmm->guest.block[i].pages = bytes / PAYLOAD_PAGE;
+	vmm->host.block[i].addr = PLACE + vmm->guest.block[i].addr;
+	vmm->ram_fd[i] = -1;
+	if (vmm->opt.adopt)
+		return 0;
 	if (vmm->opt.ram_file) {
 		snprintf(path, sizeof(path), i ? "%s.%u" : "%s", vmm->opt.ram_file, i);
 		vmm->ram_fd[i] = open(path, O_RDWR | O_CREAT | O_CLOEXEC |
@@ -45,9 +45,7 @@ static int create_block(struct vmm *vmm, unsigned int i)
 	host = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, vmm->ram_fd[i], 0);
 	if (host == MAP_FAILED)
 		return vmm_error(vmm, errno, "cannot map %s: %m", path);
-placed:
 	vmm->host.block[i].addr = (uint64_t)(uintptr_t)host;
-	vmm->host.block[i].pages = vmm->guest.block[i].pages = bytes / PAYLOAD_PAGE;
 	return 0;
 }
 

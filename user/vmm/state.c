@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /*
- * The device state of the KVM engine: struct header, then struct vcpu_state for each vCPU.
- * Little-endian, as x86 and KVM's own structs are. There is no interrupt controller in this
- * VM; a VMM that has one adds KVM_GET_IRQCHIP and KVM_GET_LAPIC.
+ * The device state: struct header, and with KVM a struct vcpu_state for each vCPU. Little-endian,
+ * as x86 and KVM's own structs are. There is no interrupt controller in this VM; a VMM that has
+ * one adds KVM_GET_IRQCHIP and KVM_GET_LAPIC.
  *
  * What is loaded is read back and compared: KVM takes some values silently and keeps others.
  * Time goes on by what passed on the wall between save and load.
@@ -17,17 +17,16 @@
 #include <time.h>
 #include <unistd.h>
 
-#define MAGIC 0x4d4d565952524546ULL /* "FERRYVMM" */
-#define VERSION 2
+#define MAGIC 0x334d4d5652524546ULL /* "FERRVMM3" */
+#define MAGIC_THREADS 0x3153444145524854ULL /* "THREADS1" */
 #define MAX_MSRS 512
 #define MSR_TSC 0x10
-#define XSAVE_BYTES 4096
 
 struct header {
-	uint64_t magic;
-	uint32_t version, vcpus, tsc_khz, cpuids;
+	uint64_t magic, vcpus;	/* with --engine threads this is all */
 	uint64_t realtime_ns, clock_ns;
-	struct kvm_cpuid_entry2 cpuid[MAX_CPUIDS]; /* must equal the destination's */
+	uint32_t tsc_khz, cpuids;
+	struct kvm_cpuid_entry2 cpuid[MAX_CPUIDS];
 };
 
 struct msrs {
@@ -36,7 +35,7 @@ struct msrs {
 };
 
 struct vcpu_state {
-	uint8_t xsave[XSAVE_BYTES];
+	uint8_t xsave[4096];
 	struct kvm_sregs2 sregs;
 	struct kvm_xcrs xcrs;
 	struct kvm_regs regs;
@@ -59,9 +58,8 @@ static const struct section {
 } sections[] = { /* in the order they are set: XCRS says what XSAVE may hold */
 	SECTION(sregs, SREGS2), SECTION(xcrs, XCRS), SECTION(xsave, XSAVE), SECTION(regs, REGS),
 	SECTION(debug, DEBUGREGS), SECTION(events, VCPU_EVENTS), SECTION(run_state, MP_STATE),
-	SECTION(msrs, MSRS),
+	SECTION(msrs, MSRS), { NULL, 0, 0, 0, 0 },
 };
-#define SECTIONS (sizeof(sections) / sizeof(sections[0]))
 
 int state_msr(struct vcpu *vcpu, unsigned long request, uint32_t index, uint64_t *value)
 {
@@ -77,7 +75,7 @@ int state_create(struct vmm *vmm)
 {
 	/* TSC, TSC_ADJUST, its deadline and Hyper-V's run time and reference count are time; the
 	 * others are old names of KVM's clock. */
-	static const uint32_t not[] = { MSR_TSC, 0x3b, 0x6e0, 0x40000010, 0x40000020, 0x11, 0x12 };
+	static const uint32_t not[] = { MSR_TSC, 0x3b, 0x6e0, 0x40000010, 0x40000020, 0x11, 0x12, 0 };
 	struct { struct kvm_msr_list head; uint32_t index[MAX_MSRS]; } list = { { MAX_MSRS }, { 0 } };
 	struct msrs *msrs = vmm->msrs = calloc(1, sizeof(*msrs));
 	uint32_t i, n;
@@ -86,39 +84,64 @@ int state_create(struct vmm *vmm)
 	if (!msrs || ioctl(vmm->kvm, KVM_GET_MSR_INDEX_LIST, &list))
 		return vmm_error(vmm, errno, "cannot list the MSRs of this KVM: %m");
 	for (i = 0; i < list.head.nmsrs; i++) {
-		for (n = 0; n < sizeof(not) / sizeof(not[0]) && list.index[i] != not[n]; n++)
+		for (n = 0; not[n] && list.index[i] != not[n]; n++)
 			;
-		if (n == sizeof(not) / sizeof(not[0]) &&
-		    !state_msr(&vmm->vcpu[0], KVM_GET_MSRS, list.index[i], &value) &&
+		if (!not[n] && !state_msr(&vmm->vcpu[0], KVM_GET_MSRS, list.index[i], &value) &&
 		    !state_msr(&vmm->vcpu[0], KVM_SET_MSRS, list.index[i], &value))
 			msrs->entry[msrs->head.nmsrs++].index = list.index[i];
 	}
 	return 0;
 }
 
-/* One section by KVM. Return: 0; for MSRs it may be which of them failed, plus one; -1. */
+/* One section from KVM or, with @request its set, to it. */
 static int transfer(struct vcpu *vcpu, const struct section *section, unsigned long request,
 		    struct vcpu_state *state)
 {
+	int done = section->get == KVM_GET_MSRS ? (int)state->msrs.head.nmsrs : 0;
 	int r = ioctl(vcpu->fd, request, (uint8_t *)state + section->offset);
 
-	if (section->get != KVM_GET_MSRS || r < 0)
-		return r;
-	errno = EINVAL; /* KVM says how many it did */
-	return r == (int)state->msrs.head.nmsrs ? 0 : r + 1;
+	if (r == done)
+		return 0;
+	if (r < 0)
+		return vmm_error(vcpu->vmm, errno, "vCPU %u: KVM refuses the %s in the state: %m",
+				 vcpu->number, section->name);
+	return vmm_error(vcpu->vmm, EINVAL, "vCPU %u: KVM refuses the value of MSR %#x", vcpu->number,
+			 state->msrs.entry[r].index);
 }
 
-/* @state is zero. */
 static int get_vcpu(struct vcpu *vcpu, struct vcpu_state *state)
 {
-	size_t i;
+	const struct section *s;
+	int r = 0;
 
+	memset(state, 0, sizeof(*state));
 	state->msrs = *vcpu->vmm->msrs;
-	for (i = 0; i < SECTIONS; i++)
-		if (transfer(vcpu, &sections[i], sections[i].get, state))
-			return vmm_error(vcpu->vmm, errno, "vCPU %u: cannot read its %s: %m",
-					 vcpu->number, sections[i].name);
-	return state_msr(vcpu, KVM_GET_MSRS, MSR_TSC, &state->tsc);
+	for (s = sections; s->name && !r; s++)
+		r = transfer(vcpu, s, s->get, state);
+	return r ? r : state_msr(vcpu, KVM_GET_MSRS, MSR_TSC, &state->tsc);
+}
+
+static int set_vcpu(struct vcpu *vcpu, struct vcpu_state *state, struct vcpu_state *now)
+{
+	const struct section *s;
+	uint32_t m;
+	int r = 0;
+
+	now->msrs = *vcpu->vmm->msrs;
+	for (m = 0; m < now->msrs.head.nmsrs; m++)
+		now->msrs.entry[m].data = state->msrs.entry[m].data;
+	if (memcmp(&now->msrs, &state->msrs, sizeof(now->msrs)) || state->reserved)
+		return vmm_error(vcpu->vmm, EINVAL, "vCPU %u: the state has other MSRs than this host: "
+				 "it comes from another kernel or processor", vcpu->number);
+	for (s = sections; s->name && !r; s++)
+		r = transfer(vcpu, s, s->set, state);
+	if (!r)
+		r = get_vcpu(vcpu, now);
+	for (s = sections; s->name && !r; s++)
+		if (memcmp((uint8_t *)state + s->offset, (uint8_t *)now + s->offset, s->bytes))
+			r = vmm_error(vcpu->vmm, EINVAL, "vCPU %u: KVM took the %s in the state and "
+				      "changed it", vcpu->number, s->name);
+	return r;
 }
 
 /* The guest's TSC was @tsc when it was saved, and goes on from @elapsed_ns later. */
@@ -143,53 +166,6 @@ static int set_tsc(struct vcpu *vcpu, uint64_t tsc, uint64_t elapsed_ns, uint32_
 	return 0;
 }
 
-/* What was set must read the same, or this KVM cannot hold it. */
-static int compare(struct vcpu *vcpu, const struct vcpu_state *set, const struct vcpu_state *now)
-{
-	const struct kvm_msr_entry *msr = set->msrs.entry;
-	size_t i = 0, m = 0;
-
-	while (i < SECTIONS && !memcmp((const uint8_t *)set + sections[i].offset,
-				       (const uint8_t *)now + sections[i].offset, sections[i].bytes))
-		i++;
-	while (m < set->msrs.head.nmsrs && msr[m].data == now->msrs.entry[m].data)
-		m++;
-	if (m < set->msrs.head.nmsrs)
-		return vmm_error(vcpu->vmm, EINVAL, "vCPU %u: KVM took the value %#llx of MSR %#x and "
-				 "made it %#llx", vcpu->number, (unsigned long long)msr[m].data,
-				 msr[m].index, (unsigned long long)now->msrs.entry[m].data);
-	return i == SECTIONS && !set->reserved ? 0 :
-	       vmm_error(vcpu->vmm, EINVAL, "vCPU %u: KVM took the %s in the state and changed it",
-			 vcpu->number, i < SECTIONS ? sections[i].name : "reserved bytes");
-}
-
-static int set_vcpu(struct vcpu *vcpu, struct vcpu_state *state, struct vcpu_state *check)
-{
-	const struct msrs *msrs = vcpu->vmm->msrs;
-	uint32_t m;
-	size_t i;
-	int r;
-
-	for (m = 0; m < msrs->head.nmsrs; m++)
-		if (state->msrs.head.nmsrs != msrs->head.nmsrs || state->msrs.entry[m].reserved ||
-		    state->msrs.entry[m].index != msrs->entry[m].index)
-			return vmm_error(vcpu->vmm, EINVAL, "vCPU %u: the state has other MSRs than "
-					 "this host: it comes from another kernel or processor",
-					 vcpu->number);
-	for (i = 0; i < SECTIONS; i++) {
-		r = transfer(vcpu, &sections[i], sections[i].set, state);
-		if (r > 0)
-			return vmm_error(vcpu->vmm, EINVAL, "vCPU %u: KVM refuses the value of MSR "
-					 "%#x", vcpu->number, state->msrs.entry[r - 1].index);
-		if (r)
-			return vmm_error(vcpu->vmm, EINVAL, "vCPU %u: KVM refuses the %s in the "
-					 "state: %m", vcpu->number, sections[i].name);
-	}
-	memset(check, 0, sizeof(*check));
-	r = get_vcpu(vcpu, check);
-	return r ? r : compare(vcpu, state, check);
-}
-
 /* Room for a state, and what its header has to be here and now. */
 static struct header *new_state(struct vmm *vmm, size_t *bytes)
 {
@@ -198,16 +174,20 @@ static struct header *new_state(struct vmm *vmm, size_t *bytes)
 
 	*bytes = sizeof(*header) + vmm->opt.vcpus * sizeof(struct vcpu_state);
 	header = calloc(1, *bytes + 1);
+	if (vmm->opt.threads)
+		*bytes = offsetof(struct header, realtime_ns);
 	if (!header)
 		return NULL;
-	*header = (struct header){
-		.magic = MAGIC, .version = VERSION, .vcpus = (uint32_t)vmm->opt.vcpus,
-		.cpuids = vmm->cpuid->nent, .realtime_ns = vmm_now_ns(CLOCK_REALTIME),
-		.tsc_khz = (uint32_t)ioctl(vmm->vcpu[0].fd, KVM_GET_TSC_KHZ, 0),
-	};
-	memcpy(header->cpuid, vmm->cpuid->entries, header->cpuids * sizeof(header->cpuid[0]));
+	header->magic = vmm->opt.threads ? MAGIC_THREADS : MAGIC;
+	header->vcpus = vmm->opt.vcpus;
+	if (vmm->opt.threads)
+		return header;
 	ioctl(vmm->fd, KVM_GET_CLOCK, &clock);
+	header->realtime_ns = vmm_now_ns(CLOCK_REALTIME);
 	header->clock_ns = clock.clock;
+	header->tsc_khz = (uint32_t)ioctl(vmm->vcpu[0].fd, KVM_GET_TSC_KHZ, 0);
+	header->cpuids = vmm->cpuid->nent;
+	memcpy(header->cpuid, vmm->cpuid->entries, header->cpuids * sizeof(header->cpuid[0]));
 	return header;
 }
 
@@ -218,32 +198,26 @@ int state_save(void *ctx, int fd)
 	struct header *header = new_state(vmm, &bytes);
 	struct vcpu_state *state = (struct vcpu_state *)(header + 1);
 	int r = header ? 0 : -ENOMEM;
-	ssize_t n;
 
-	for (v = 0; v < vmm->opt.vcpus && !r; v++)
+	for (v = 0; v < vmm->opt.vcpus && !r && !vmm->opt.threads; v++)
 		r = get_vcpu(&vmm->vcpu[v], &state[v]);
-	n = r ? 0 : write(fd, header, bytes); /* a file: all of it, or there is no room */
-	if (!r && n != (ssize_t)bytes)
-		r = vmm_error(vmm, n < 0 ? errno : ENOSPC, "cannot write the device state: %m");
+	errno = ENOSPC; /* it is a file: all of it is written, or there is no room */
+	if (!r && write(fd, header, bytes) != (ssize_t)bytes)
+		r = vmm_error(vmm, errno, "cannot write the device state: %m");
 	free(header);
 	return r;
 }
 
-/* Everything that can be said before KVM is asked. */
+/* Everything that can be said before KVM is asked; @lacks: bytes, none of a good state. */
 static int check_header(struct vmm *vmm, const struct header *header, const struct header *mine,
-			size_t bytes, size_t wanted)
+			size_t lacks)
 {
-	if (bytes < sizeof(*header) || header->magic != MAGIC)
-		return vmm_error(vmm, EINVAL, "this is no device state of ferry-vmm with KVM");
-	if (header->version != VERSION)
-		return vmm_error(vmm, EINVAL, "the device state has version %u, this ferry-vmm reads %u",
-				 header->version, VERSION);
-	if (header->vcpus != mine->vcpus)
-		return vmm_error(vmm, EINVAL, "the guest needs --vcpus %u", header->vcpus);
-	if (bytes != wanted)
-		return vmm_error(vmm, EINVAL, "the device state has not %zu bytes: it is damaged", wanted);
-	if (header->cpuids != mine->cpuids ||
-	    memcmp(header->cpuid, mine->cpuid, sizeof(mine->cpuid)))
+	if (header->magic != mine->magic || header->vcpus != mine->vcpus)
+		return vmm_error(vmm, EINVAL, "this is no device state of this ferry-vmm with %u vCPUs: "
+				 "--vcpus and --engine must be what they were", (unsigned int)mine->vcpus);
+	if (lacks)
+		return vmm_error(vmm, EINVAL, "the device state is too short or too long: it is damaged");
+	if (header->cpuids != mine->cpuids || memcmp(header->cpuid, mine->cpuid, sizeof(mine->cpuid)))
 		return vmm_error(vmm, EINVAL, "the guest had a processor with another CPUID: move it "
 				 "between equal hosts");
 	if (header->tsc_khz != mine->tsc_khz &&
@@ -253,36 +227,41 @@ static int check_header(struct vmm *vmm, const struct header *header, const stru
 	return 0;
 }
 
-int state_load(void *ctx, int fd)
+static int load_kvm(struct vmm *vmm, struct header *header, struct header *mine)
 {
-	struct vmm *vmm = ctx;
-	size_t wanted, v;
-	struct header *mine = new_state(vmm, &wanted), *header = calloc(1, wanted + 1);
-	struct vcpu_state *state;
+	struct vcpu_state *state = (struct vcpu_state *)(header + 1);
 	struct kvm_clock_data clock = { 0 };
-	uint64_t elapsed = 0;
-	ssize_t n;
-	int r = -ENOMEM;
+	uint64_t elapsed = 0, v;
+	int r = 0;
 
-	if (!mine || !header)
-		goto out;
-	n = read(fd, header, wanted + 1); /* a byte more than there must be shows what is too long */
-	r = check_header(vmm, header, mine, n < 0 ? 0 : (size_t)n, wanted);
-	if (r)
-		goto out;
 	/* Between hosts whose clocks differ time may stand still, it never goes back. */
 	if (mine->realtime_ns > header->realtime_ns)
 		elapsed = mine->realtime_ns - header->realtime_ns;
 	clock.clock = header->clock_ns + elapsed;
 	if (ioctl(vmm->fd, KVM_SET_CLOCK, &clock))
 		r = vmm_error(vmm, errno, "KVM_SET_CLOCK: %m");
-	state = (struct vcpu_state *)(header + 1);
 	for (v = 0; v < vmm->opt.vcpus && !r; v++) {
 		r = set_vcpu(&vmm->vcpu[v], &state[v], (struct vcpu_state *)(mine + 1));
 		if (!r)
 			r = set_tsc(&vmm->vcpu[v], state[v].tsc, elapsed, header->tsc_khz);
 	}
-out:
+	return r;
+}
+
+int state_load(void *ctx, int fd)
+{
+	struct vmm *vmm = ctx;
+	size_t wanted;
+	struct header *mine = new_state(vmm, &wanted), *header = new_state(vmm, &wanted);
+	int r = -ENOMEM;
+
+	if (mine && header) {
+		memset(header, 0, wanted);
+		/* A byte more than there must be shows what is too long. */
+		r = check_header(vmm, header, mine, wanted - (size_t)read(fd, header, wanted + 1));
+		if (!r && !vmm->opt.threads)
+			r = load_kvm(vmm, header, mine);
+	}
 	free(header);
 	free(mine);
 	return r;

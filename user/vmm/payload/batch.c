@@ -90,7 +90,7 @@ static PAYLOAD void visit(struct payload_lane *lane, volatile uint64_t *words, u
 }
 
 __attribute__((section("payload")))
-void payload_batch(struct payload_lane *lane, const struct payload_map *map)
+int payload_batch(struct payload_lane *lane, const struct payload_map *map)
 {
 	uint64_t n, page;
 
@@ -105,6 +105,7 @@ void payload_batch(struct payload_lane *lane, const struct payload_map *map)
 		payload_advance(cursor);
 		lane->work++;
 	}
+	return 0;
 }
 
 /* Check what was found in the vector registers, if any was, and give them new values. */

@@ -8,7 +8,7 @@
  *	then		PAYLOAD_LANE_PAGES for each vCPU
  *
  * and with KVM each vCPU starts at the payload's entry, at CPL 3. Registers that the payload
- * cannot read get values here, which boot_check_kvm() compares ever after.
+ * cannot read get values here, which boot_check() compares ever after.
  */
 #include "vmm/vmm.h"
 
@@ -74,7 +74,7 @@ int boot_fill(struct vmm *vmm)
 {
 	struct payload_work work = {
 		.working_pages = vmm->opt.working_set / PAYLOAD_PAGE,
-		.tsc_khz = vmm->report.tsc_khz,
+		.tsc_khz = vmm->tsc_khz,
 		.fill_pages = vmm->opt.fill / PAYLOAD_PAGE,
 		.rate = vmm->opt.dirty_rate,
 		.zero_percent = (unsigned int)vmm->opt.zero_percent,
@@ -178,23 +178,23 @@ static int start_vcpu(struct vcpu *vcpu)
 	return start_hidden(vcpu);
 }
 
-int boot_kvm(struct vmm *vmm)
+int boot_start(struct vmm *vmm)
 {
 	unsigned int i;
 	int r = 0;
 
-	for (i = 0; i < vmm->opt.vcpus && !r; i++)
+	for (i = 0; i < vmm->opt.vcpus && !r && !vmm->opt.threads; i++)
 		r = start_vcpu(&vmm->vcpu[i]);
 	return r;
 }
 
-uint64_t boot_check_kvm(struct vmm *vmm)
+uint64_t boot_check(struct vmm *vmm)
 {
 	struct kvm_debugregs debug;
 	uint64_t wrong = 0, value = 0;
 	unsigned int v, i;
 
-	for (v = 0; v < vmm->opt.vcpus; v++) {
+	for (v = 0; v < vmm->opt.vcpus && !vmm->opt.threads; v++) {
 		for (i = 0; i < HIDDEN; i++)
 			if (state_msr(&vmm->vcpu[v], KVM_GET_MSRS, hidden[i].index, &value) ||
 			    value != hidden[i].data) {

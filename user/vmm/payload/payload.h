@@ -124,8 +124,8 @@ static inline uint64_t *payload_page(const struct payload_map *map, uint64_t pag
 	return (uint64_t *)(map->block[b].addr + page * PAYLOAD_PAGE);
 }
 
-/* Write @lane->batch pages. Runs in the guest, and as it is in threads of the VMM. */
-void payload_batch(struct payload_lane *lane, const struct payload_map *map);
+/* Write @lane->batch pages. Runs in the guest, and as it is in threads of the VMM. Return: 0. */
+int payload_batch(struct payload_lane *lane, const struct payload_map *map);
 /* Only in the guest: its entry, at CPL 3, and what that calls. */
 void payload_entry(struct payload_lane *lane, const struct payload_map *map);
 void payload_registers(struct payload_lane *lane, uint64_t bad);
