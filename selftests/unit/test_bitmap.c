@@ -112,7 +112,7 @@ static void random_operations(void **state)
 			expect_runs(&map, model, 1 + (uint64_t)step % 70);
 		}
 	}
-	ferry_bitmap_zero(&map);
+	ferry_bitmap_wipe(&map);
 	memset(model, 0, sizeof(model));
 	expect_same(&map, model);
 	ferry_bitmap_free(&map);

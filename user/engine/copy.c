@@ -80,6 +80,10 @@ int ferry_copy_init(struct ferry_copy *copy, struct ferry_job *job, struct ferry
 	if (!r)
 		r = ferry_bitmap_init(&copy->sent, ram);
 	if (!r)
+		r = ferry_bitmap_init(&copy->last, ram);
+	if (!r)
+		r = ferry_bitmap_init(&copy->punched, ram);
+	if (!r)
 		r = ferry_holes_init(&copy->holes, ram);
 	if (r)
 		ferry_error_set(err, -r, "no memory for the page bitmaps");
@@ -423,6 +427,9 @@ int ferry_copy_collect(struct ferry_copy *copy, struct ferry_error *err)
 	r = ferry_holes_look(&copy->holes, err);
 	if (r)
 		return r;
+	/* Here they get their memory: none is to be faulted in while the guest stands still. */
+	ferry_bitmap_wipe(&copy->last);
+	ferry_bitmap_wipe(&copy->punched);
 	/* The suspects of earlier rounds were all sent: a barrier makes them comparable. */
 	if (copy->suspect && copy_too_many_suspects(copy)) {
 		r = copy_barrier(copy, NULL, err);
@@ -490,22 +497,19 @@ struct ferry_converge_verdict ferry_copy_decide(struct ferry_copy *copy)
 static int copy_queue_holes(struct ferry_copy *copy, const struct ferry_bitmap *queued,
 			    struct ferry_error *err)
 {
+	struct ferry_bitmap *holes = &copy->punched;
 	struct ferry_bitmap_run run = { 0 };
-	struct ferry_bitmap holes;
 	int r;
 
 	if (copy_rule_off("FERRY_TEST_NO_HOLES"))
 		return 0;
-	r = ferry_bitmap_init(&holes, copy->ram);
-	if (r)
-		return ferry_error_set(err, -r, "no memory for the bitmap of holes");
-	ferry_bitmap_or(&holes, &copy->sent);
-	ferry_bitmap_andnot(&holes, queued);
-	r = ferry_holes_find(&copy->holes, &holes, err);
-	while (!r && ferry_bitmap_next_run(&holes, &run, 0))
+	ferry_bitmap_wipe(holes);
+	ferry_bitmap_or(holes, &copy->sent);
+	ferry_bitmap_andnot(holes, queued);
+	r = ferry_holes_find(&copy->holes, holes, err);
+	while (!r && ferry_bitmap_next_run(holes, &run, 0))
 		r = copy->carrier->queue(copy->carrier_ctx, run.block, run.first_page, run.pages,
 					 true, err);
-	ferry_bitmap_free(&holes);
 	return r;
 }
 
@@ -523,7 +527,6 @@ int ferry_copy_last_look(struct ferry_copy *copy, struct ferry_error *err)
 
 int ferry_copy_final(struct ferry_copy *copy, struct ferry_error *err)
 {
-	struct ferry_bitmap queued;
 	uint64_t pages = 0;
 	int r;
 
@@ -532,15 +535,10 @@ int ferry_copy_final(struct ferry_copy *copy, struct ferry_error *err)
 	r = ferry_copy_last_look(copy, err);
 	if (r)
 		return r;
-	r = ferry_bitmap_init(&queued, copy->ram);
-	if (r)
-		return ferry_error_set(err, -r, "no memory for the bitmap of the last round");
-	ferry_bitmap_or(&queued, &copy->pending);
+	ferry_bitmap_wipe(&copy->last);
+	ferry_bitmap_or(&copy->last, &copy->pending);
 	r = copy_queue_pending(copy, err);
-	if (!r)
-		r = copy_queue_holes(copy, &queued, err);
-	ferry_bitmap_free(&queued);
-	return r;
+	return r ? r : copy_queue_holes(copy, &copy->last, err);
 }
 
 void ferry_copy_cut(struct ferry_copy *copy)
@@ -571,5 +569,7 @@ void ferry_copy_close(struct ferry_copy *copy)
 	copy->suspect = NULL;
 	ferry_bitmap_free(&copy->pending);
 	ferry_bitmap_free(&copy->sent);
+	ferry_bitmap_free(&copy->last);
+	ferry_bitmap_free(&copy->punched);
 	ferry_holes_free(&copy->holes);
 }

@@ -61,6 +61,8 @@ struct ferry_copy {
 
 	struct ferry_bitmap pending; /* collected, not sent */
 	struct ferry_bitmap sent;    /* sent once as data: the destination may hold bytes there */
+	struct ferry_bitmap last;    /* the last round's, which need no new memory after the stop */
+	struct ferry_bitmap punched;
 	struct ferry_holes holes;
 	struct ferry_suspect *suspect; /* NULL until direct I/O is possible */
 	bool barriers;		       /* DMA is answered by a barrier at each scan */

@@ -244,6 +244,14 @@ uint64_t ferry_bitmap_next_atomic(const struct ferry_bitmap *map, unsigned int b
 	return end;
 }
 
+void ferry_bitmap_wipe(struct ferry_bitmap *map)
+{
+	unsigned int i;
+
+	for (i = 0; i < map->count; i++)
+		memset(map->words[i], 0, bytes_of(map->pages[i]));
+}
+
 void ferry_bitmap_zero(struct ferry_bitmap *map)
 {
 	unsigned int i;

@@ -69,7 +69,12 @@ uint64_t ferry_bitmap_take_atomic(struct ferry_bitmap *map, unsigned int block, 
 uint64_t ferry_bitmap_next_atomic(const struct ferry_bitmap *map, unsigned int block,
 				  uint64_t page, uint64_t end);
 
+/** ferry_bitmap_zero() - clear all, and give back the memory it took. */
 void ferry_bitmap_zero(struct ferry_bitmap *map);
+
+/** ferry_bitmap_wipe() - clear all, and have the memory for all bits: no later set faults. */
+void ferry_bitmap_wipe(struct ferry_bitmap *map);
+
 uint64_t ferry_bitmap_count(const struct ferry_bitmap *map);
 
 /** ferry_bitmap_or() - @to |= @from; both made for the same RAM. */
