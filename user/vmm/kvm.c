@@ -144,13 +144,15 @@ static int create_vcpu(struct vmm *vmm, struct vcpu *vcpu)
 	int bytes = ioctl(vmm->kvm, KVM_GET_VCPU_MMAP_SIZE, 0);
 
 	vcpu->fd = ioctl(vmm->fd, KVM_CREATE_VCPU, vcpu->number);
+	if (vcpu->fd < 0 || bytes < 0)
+		return vmm_error(vmm, errno, "cannot create vCPU %u: %m", vcpu->number);
 	vcpu->run = mmap(NULL, (size_t)bytes, PROT_READ | PROT_WRITE, MAP_SHARED, vcpu->fd, 0);
 	if (vmm->opt.log == LOG_RING)
 		vcpu->ring = mmap(NULL, RING_ENTRIES * sizeof(*vcpu->ring), PROT_READ | PROT_WRITE,
 				  MAP_SHARED, vcpu->fd, KVM_DIRTY_LOG_PAGE_OFFSET * PAYLOAD_PAGE);
 	return vcpu->run == MAP_FAILED || vcpu->ring == MAP_FAILED ||
 	       ioctl(vcpu->fd, KVM_SET_CPUID2, vmm->cpuid) ?
-	       vmm_error(vmm, errno, "cannot create vCPU %u: %m", vcpu->number) : 0;
+	       vmm_error(vmm, errno, "cannot set up vCPU %u: %m", vcpu->number) : 0;
 }
 
 static int enable_rings(struct vmm *vmm)
