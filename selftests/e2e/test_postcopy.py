@@ -14,7 +14,7 @@ import time
 import tap
 import vmm
 from lib import (Lab, Netns, check, check_completed, check_equal, check_result, huge_bytes,
-                 prerequisites, wait_until)
+                 prerequisites, read_text, wait_until)
 from tap import Skip, test
 
 # So slow that a page that is wanted is asked for before it comes by itself.
@@ -349,14 +349,16 @@ def qemu_waits_for_a_page_when_it_starts(lab, killed):
     A QEMU that is stopped stands for one whose vCPU waits for a page with the lock held. Until it
     answers, the destination answers the source's new worker, who says RUN again.
     """
-    trial = Trial(lab, send="commit:delay=1500", args=("--postcopy", "now"))
-    trial.recv.wait_state("commit-wait")
+    trial = Trial(lab, send="commit:stop", args=("--postcopy", "now"))
+    worker = wait_until(lambda: [p for p in lab.ferry_pids() if "State:\tT" in
+                                 read_text("/proc/%d/status" % p)], 20, "COMMIT is written")[0]
     lab.on_close(lambda: trial.target.alive() and os.kill(trial.target.pid, signal.SIGCONT))
     os.kill(trial.target.pid, signal.SIGSTOP)
+    os.kill(worker, signal.SIGCONT)
     name = trial.target.id + "-in"
     wait_until(lambda: record_of(lab, name)["phase"] == "run-accepted", 10, "RUN is accepted")
     if killed:
-        os.kill(trial.send.worker(), signal.SIGKILL)
+        os.kill(worker, signal.SIGKILL)
         wait_until(lambda: record_of(lab, name)["epoch"] > 1, 10, "its successor is answered")
         time.sleep(0.5)  # until it has asked, heard "waiting" and said RUN again
     check_equal(record_of(lab, name)["phase"], "run-accepted", "the destination's phase")

@@ -48,9 +48,10 @@ class Given:
         return now
 
 
+# So slow that it lasts until all is done, however busy the machine is; faults are not held up.
 def move(lab, guest, target):
     recv = lab.recv(target)
-    send = lab.send(guest.qemu, recv.listening, "--postcopy", "now", "--max-bandwidth", "6M")
+    send = lab.send(guest.qemu, recv.listening, "--postcopy", "now", "--max-bandwidth", "1M")
     send.wait_state("postcopy-active")
     recv.wait_state("postcopy-active")
     return send, recv
