@@ -71,14 +71,17 @@ def migration(lab):
 
 @test()
 def what_does_not_work_here_is_refused(lab):
-    guest = lab.guest()
-    recv = lab.recv(lab.destination())
+    """Before anything is disturbed: the destination has not heard of it and can be used."""
+    guest, target = lab.guest(), lab.destination()
+    recv = lab.recv(target)
     send = lab.send(guest.qemu, recv.listening, "--tracker", "pagemap").finish()
     send.check_code(1)
     check_result(send.result, "failed", guest="source")
     check("older than 6.7" in send.result["error"], "error: %s", send.result["error"])
     guest.check_good()
     guest.qemu.check_clean()
+    check_equal(recv.states(), ["setup"], "states of the destination")
+    lab.run("cancel", target.id + "-in").check_code(0)
     recv.finish()
 
 
