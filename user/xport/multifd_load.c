@@ -7,9 +7,9 @@
  *
  * The second has one copy less, and hugetlb memory cannot do it. It is taken where nothing has to
  * be known of the data before it is in place: no codec, no checksum, and no guest that runs on
- * what comes. Otherwise nothing is written before the whole packet was found good: its head, what its extents unpack to, and
- * their checksums. What a connection that is lost inside a packet leaves half written is never
- * used: that ends the migration, and the next one begins with empty memory.
+ * what comes. Otherwise nothing is written before the whole packet was found good: its head, what
+ * its extents unpack to, and their checksums. What a connection that is lost inside a packet leaves
+ * half written is never used: that ends the migration, and the next one begins with empty memory.
  *
  * With a sink (postcopy) a page is claimed when it is there, good and whole, then written, then
  * shown to whoever waits for it; what nobody needs any more is dropped. So a lost connection
