@@ -53,7 +53,8 @@ void ferry_order_asked(struct ferry_order *order, unsigned int block, uint64_t p
 /**
  * ferry_order_take() - the next pages, taken out of @left, from which others take too
  *
- * Return: how many, up to @most or to the end of a huge page, from *@first of *@block on; 0 nothing is left.
+ * Return: how many, up to @most or to the end of a huge page, from *@first of *@block on; 0
+ * nothing is left.
  */
 uint64_t ferry_order_take(struct ferry_order *order, struct ferry_bitmap *left, uint64_t most,
 			  unsigned int *block, uint64_t *first);

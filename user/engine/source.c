@@ -572,7 +572,7 @@ void ferry_source_run(struct ferry_job *job, struct ferry_outcome *out)
 	if (r) {
 		source_roll_back(&s, &err, out);
 	} else {
-		/* Tracking and the channels' threads end after the guest runs again, in source_free(). */
+		/* Tracking and the channels end when the guest runs again, in source_free(). */
 		ferry_copy_cut(&s.copy);
 		if (s.switching)
 			s.settle.pager = &s.pager;
