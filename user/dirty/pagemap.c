@@ -43,6 +43,7 @@
 
 #include "base/io.h"
 #include "base/uapi_compat.h"
+#include "base/uffd.h"
 
 #define FEATURES                                                                                   \
 	((uint64_t)(UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_WP_HUGETLBFS_SHMEM |             \
@@ -214,32 +215,6 @@ static int scan_error(int ret, const struct ferry_ram_block *b, pid_t pid, struc
 
 /* ---- supported() ---- */
 
-static int open_uffd(struct ferry_error *err)
-{
-	int dev, fd, saved;
-
-	fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
-	if (fd >= 0)
-		return fd;
-	if (errno == ENOSYS)
-		return ferry_error_set(err, ENOSYS,
-				       "this kernel has no userfaultfd (CONFIG_USERFAULTFD): use another tracker");
-	/* The syscall's errno says more than that the device is not there either. */
-	saved = errno;
-	dev = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
-	if (dev >= 0) {
-		fd = ioctl(dev, USERFAULTFD_IOC_NEW, O_CLOEXEC | O_NONBLOCK);
-		saved = errno;
-		close(dev);
-	}
-	if (fd >= 0)
-		return fd;
-	errno = saved;
-	return ferry_error_set(err, errno,
-			       "no right to create a userfaultfd (%s): run ferry as root, or give its user access to /dev/userfaultfd",
-			       strerror(errno));
-}
-
 static int too_old(const char *what, struct ferry_error *err)
 {
 	struct utsname un;
@@ -254,7 +229,7 @@ static int too_old(const char *what, struct ferry_error *err)
 static int check_features(struct ferry_error *err)
 {
 	struct uffdio_api api = { .api = UFFD_API };
-	int uffd = open_uffd(err);
+	int uffd = ferry_uffd_create(err);
 	int ret;
 
 	if (uffd < 0)
@@ -369,7 +344,7 @@ static int pagemap_supported(const struct ferry_dirty_target *target, struct fer
 	ret = check_features(err);
 	if (ret)
 		return ret;
-	uffd = open_uffd(err);
+	uffd = ferry_uffd_create(err);
 	if (uffd < 0)
 		return uffd;
 	ret = api_handshake(uffd, err);

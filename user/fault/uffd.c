@@ -25,16 +25,12 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "base/io.h"
 #include "base/uapi_compat.h"
+#include "base/uffd.h"
 #include "ram/hugetlb.h"
-
-#ifndef USERFAULTFD_IOC_NEW
-#define USERFAULTFD_IOC_NEW _IO(0xAA, 0x00)
-#endif
 
 #define FEATURES ((uint64_t)(UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_MINOR_SHMEM | \
 			     UFFD_FEATURE_THREAD_ID))
@@ -47,32 +43,6 @@
 /* Entries of /proc/PID/pagemap looked at in one read. */
 #define PAGEMAP_ENTRIES 4096u
 #define PAGEMAP_PRESENT BIT(63)
-
-static int no_right(int errnum, struct ferry_error *err)
-{
-	if (errnum == ENOSYS)
-		return ferry_error_set(err, EOPNOTSUPP, "this kernel has no userfaultfd "
-				       "(CONFIG_USERFAULTFD), which postcopy needs");
-	return ferry_error_set(err, errnum, "no right to make a userfaultfd, which postcopy needs "
-			       "(%s): run ferry as root or give its user access to "
-			       "/dev/userfaultfd", strerror(errnum));
-}
-
-/* One of our own. Not for user mode only: KVM and vhost fault in the kernel. */
-static int open_own(struct ferry_error *err)
-{
-	int dev = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
-	int saved, fd;
-
-	if (dev < 0) {
-		fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
-		return fd < 0 ? no_right(errno, err) : fd;
-	}
-	fd = ioctl(dev, USERFAULTFD_IOC_NEW, O_CLOEXEC | O_NONBLOCK);
-	saved = errno;
-	close(dev);
-	return fd < 0 ? no_right(saved, err) : fd;
-}
 
 static int handshake(int uffd, const struct ferry_ram *ram, struct ferry_error *err)
 {
@@ -137,7 +107,7 @@ static int probe_block(int uffd, const struct ferry_ram_block *b, struct ferry_e
 
 int ferry_fault_uffd_probe(const struct ferry_ram *ram, struct ferry_error *err)
 {
-	int uffd = open_own(err);
+	int uffd = ferry_uffd_create(err);
 	unsigned int i;
 	int r;
 

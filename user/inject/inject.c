@@ -23,13 +23,10 @@
 
 #include "base/clock.h"
 #include "base/io.h"
+#include "base/uapi_compat.h"
 #include "inject/gadget.h"
 #include "inject/inject.h"
 #include "inject/tracer.h"
-
-#ifndef USERFAULTFD_IOC_NEW /* Linux 6.1 */
-#define USERFAULTFD_IOC_NEW _IO(0xAA, 0x00)
-#endif
 
 #define MAIN_STOP_MS 2000
 /* A thread other than the main one is one of many: do not wait as long for it. */

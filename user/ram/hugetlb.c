@@ -17,13 +17,10 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
-#include <sys/syscall.h>
 #include <sys/vfs.h>
 #include <unistd.h>
 
-#ifndef USERFAULTFD_IOC_NEW
-#define USERFAULTFD_IOC_NEW _IO(0xAA, 0x00)
-#endif
+#include "base/uffd.h"
 
 struct ferry_hugetlb {
 	int uffd;
@@ -51,20 +48,6 @@ int ferry_hugetlb_page_size(int fd, uint32_t *bytes, struct ferry_error *err)
 	return 0;
 }
 
-static int open_uffd(void)
-{
-	int dev = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
-	int saved, fd;
-
-	if (dev < 0)
-		return (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
-	fd = ioctl(dev, USERFAULTFD_IOC_NEW, O_CLOEXEC | O_NONBLOCK);
-	saved = errno;
-	close(dev);
-	errno = saved;
-	return fd;
-}
-
 /* Return: 0 or errno. */
 static int watch(struct ferry_hugetlb *h)
 {
@@ -74,9 +57,10 @@ static int watch(struct ferry_hugetlb *h)
 		.mode = UFFDIO_REGISTER_MODE_MINOR,
 	};
 
-	h->uffd = open_uffd();
-	if (h->uffd < 0 || ioctl(h->uffd, UFFDIO_API, &api) ||
-	    ioctl(h->uffd, UFFDIO_REGISTER, &reg))
+	h->uffd = ferry_uffd_create(NULL);
+	if (h->uffd < 0)
+		return -h->uffd;
+	if (ioctl(h->uffd, UFFDIO_API, &api) || ioctl(h->uffd, UFFDIO_REGISTER, &reg))
 		return errno;
 	return reg.ioctls & (uint64_t)1 << _UFFDIO_CONTINUE ? 0 : EOPNOTSUPP;
 }
