@@ -505,7 +505,7 @@ class Guest:
         return self
 
     def moved(self, qemu):
-        if qemu.ram_paths == self.qemu.ram_paths:  # the files go with the guest
+        if qemu is not self.qemu and qemu.ram_paths == self.qemu.ram_paths:  # the files go with the guest
             qemu.ram_files, self.qemu.ram_files = self.qemu.ram_files, []
         self.qemu = qemu
         self.hosts.append(qemu)
