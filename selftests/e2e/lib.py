@@ -231,12 +231,12 @@ class Qemu:
                  append="", kernel="cloud", smp=2, args=(), binary=None, heir_of=None):
         self.lab, self.name, self.mib, self.memory = lab, name, mib, memory
         self.incoming, self.user = incoming, user
+        self.process, self.ram_files, self._fds, self._monitor = None, [], [], None
         self.dir = os.path.join(lab.dir, name)
         os.mkdir(self.dir, 0o755)
         self.qmp_path = os.path.join(self.dir, name + ".qmp")
         self.serial = os.path.join(self.dir, "serial")
         self.stderr = os.path.join(self.dir, "stderr")
-        self.ram_files, self._fds, self._monitor = [], [], None
         self._inherited = heir_of.ram_paths if heir_of else []
         self.ram_paths = []  # also those that another QEMU made
         kernel, initramfs = boot_files(kernel)
@@ -826,7 +826,7 @@ class Lab:
         self._mount_huge("tmpfs", "huge=" + huge)
 
     def _mount_huge(self, kind, options):
-        self.huge_folder = os.path.join(self.dir, "huge")
+        self.huge_folder = os.path.join(self.dir, "hugetlbfs")
         os.mkdir(self.huge_folder)
         run = subprocess.run(["mount", "-t", kind, "-o", options, "none", self.huge_folder],
                              stderr=subprocess.PIPE, text=True)

@@ -301,7 +301,7 @@ def block_size_mismatch(lab):
 @test()
 def huge_and_small_pages(lab):
     lab.huge_pages(96)
-    check_pair_refused(lab, lab.guest(), lab.qemu("huge", memory="hugetlb", incoming=True),
+    check_pair_refused(lab, lab.guest(), lab.qemu("larger", memory="hugetlb", incoming=True),
                        "4096-byte pages at the source", "2097152-byte pages here",
                        "start both VMMs with the same memory")
 
