@@ -21,12 +21,16 @@ def saw(text, *values):
 
 
 def run(*command):
-    """Run a program, which must succeed and skip nothing; what it printed."""
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                          stderr=subprocess.STDOUT, text=True, errors="replace")
-    check(done.returncode == 0, "%s ended with %s: %s", command[0], done.returncode, done.stdout)
-    check("SKIP" not in done.stdout, "%s skipped: %s", command[0], done.stdout)
-    return done.stdout
+    """Run a program, which must succeed and skip nothing; what it printed, told as it comes."""
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                               stderr=subprocess.STDOUT, text=True, errors="replace")
+    printed = ""
+    for line in process.stdout:
+        print("# | " + line, end="", flush=True)
+        printed += line
+    check(process.wait() == 0, "%s ended with %s", command[0], process.returncode)
+    check("SKIP" not in printed, "%s skipped something", command[0])
+    return printed
 
 
 @test()
