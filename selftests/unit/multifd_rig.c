@@ -236,6 +236,21 @@ uint64_t rig_fill(struct rig *rig)
 	return pages + 2;
 }
 
+void rig_move_all(struct rig *rig, struct ferry_multifd_send_stats *sent,
+		  struct ferry_multifd_recv_stats *got)
+{
+	unsigned int i;
+
+	rig_start_recv(rig);
+	rig_start_send(rig, NULL, NULL);
+	for (i = 0; i < RIG_BLOCKS; i++)
+		rig_queue(rig, i, 0, rig_block_pages[i], false);
+	rig_finish_round(rig, 1);
+	rig_check_equal(rig);
+	ferry_multifd_send_stats(rig->send, sent);
+	ferry_multifd_recv_stats(rig->recv, got);
+}
+
 void rig_put_packet(struct rig *rig, unsigned int channel, uint64_t sequence, uint32_t round,
 		       unsigned int pages, uint64_t version)
 {

@@ -59,6 +59,9 @@ void rig_queue(struct rig *rig, unsigned int block, uint64_t first, uint64_t pag
 void rig_finish_round(struct rig *rig, uint32_t round);
 /* Dense, scattered, and a written page of zeros. Return: pages with data. */
 uint64_t rig_fill(struct rig *rig);
+/* Everything in one round, which arrives as it was; what both pools counted. */
+void rig_move_all(struct rig *rig, struct ferry_multifd_send_stats *sent,
+		  struct ferry_multifd_recv_stats *got);
 /* Put a packet of one page, or a SYNC (@pages 0), on the wire by hand. */
 void rig_put_packet(struct rig *rig, unsigned int channel, uint64_t sequence, uint32_t round,
 		    unsigned int pages, uint64_t version);

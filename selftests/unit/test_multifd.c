@@ -26,16 +26,8 @@ static void check_move(unsigned int channels, bool tcp)
 	struct ferry_multifd_send_stats sent;
 	struct ferry_multifd_recv_stats got;
 	uint64_t data = rig_fill(rig), all = ferry_ram_pages(&rig->from);
-	unsigned int i;
 
-	rig_start_recv(rig);
-	rig_start_send(rig, NULL, NULL);
-	for (i = 0; i < RIG_BLOCKS; i++)
-		rig_queue(rig, i, 0, rig_block_pages[i], false);
-	rig_finish_round(rig, 1);
-	rig_check_equal(rig);
-	ferry_multifd_send_stats(rig->send, &sent);
-	ferry_multifd_recv_stats(rig->recv, &got);
+	rig_move_all(rig, &sent, &got);
 	assert_int_equal(sent.normal_pages, data);
 	assert_int_equal(sent.zero_pages, all - data);
 	assert_int_equal(got.normal_pages, data);

@@ -157,14 +157,7 @@ static void check_packed(uint8_t codec, bool checksum, unsigned int channels)
 
 	rig->codec = codec;
 	rig->checksum = checksum;
-	rig_start_recv(rig);
-	rig_start_send(rig, NULL, NULL);
-	for (i = 0; i < RIG_BLOCKS; i++)
-		rig_queue(rig, i, 0, rig_block_pages[i], false);
-	rig_finish_round(rig, 1);
-	rig_check_equal(rig);
-	ferry_multifd_send_stats(rig->send, &sent);
-	ferry_multifd_recv_stats(rig->recv, &got);
+	rig_move_all(rig, &sent, &got);
 	assert_int_equal(sent.normal_pages, data);
 	assert_int_equal(sent.zero_pages, all - data);
 	assert_int_equal(got.normal_pages, data);
