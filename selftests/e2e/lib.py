@@ -636,7 +636,8 @@ class Ferry:
     def result(self):
         """The last JSON object, which is the result."""
         check(self.events and self.events[-1].get("event") in FINAL_EVENTS,
-              "%s printed no result as its last line, but: %s", self.name, self.raw[-1:])
+              "%s printed no result as its last line, but: %s%s", self.name, self.raw[-1:],
+              self.stderr[-600:])
         return self.events[-1]
 
     def check_code(self, code):

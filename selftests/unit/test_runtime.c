@@ -194,6 +194,28 @@ static void lock(void **state)
 	close(second);
 }
 
+/* Whoever was killed a moment ago, and still has the file open, is waited for. */
+static void lock_of_the_dying(void **state)
+{
+	struct ferry_error err;
+	int fd, second, status;
+	pid_t child;
+
+	(void)state;
+	fd = ferry_runtime_lock("vm1", &err);
+	assert_true(fd >= 0);
+	child = fork();
+	if (!child) {
+		usleep(200000);
+		_exit(0);
+	}
+	close(fd);
+	second = ferry_runtime_lock("vm1", &err);
+	assert_true(second >= 0);
+	close(second);
+	assert_int_equal(waitpid(child, &status, 0), child);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -202,6 +224,7 @@ int main(void)
 		cmocka_unit_test_setup(ids, setup),
 		cmocka_unit_test_setup(folder, setup),
 		cmocka_unit_test_setup(lock, setup),
+		cmocka_unit_test_setup(lock_of_the_dying, setup),
 	};
 
 	return cmocka_run_group_tests(tests, group_setup, group_teardown);

@@ -23,6 +23,9 @@
 #define CONTROL_MAX_CLIENTS 16
 #define CONTROL_ANSWER_MS 10000
 #define CONTROL_RETRY_NS (20 * FERRY_NS_PER_MS)
+
+/* So long a process that was killed may still be there, and hang up on whoever asks. */
+#define CONTROL_DYING_MS 1000
 #define CONTROL_REPLY_MAX 65536
 
 static int control_address(const char *id, struct sockaddr_un *addr, struct ferry_error *err)
@@ -350,32 +353,46 @@ static int control_connect(const char *id, const struct sockaddr_un *addr, uint6
 			       strerror(r));
 }
 
+/* One connection, one request. Return: the length of the answer, or -errno. */
+static int control_ask_once(const char *id, const struct sockaddr_un *addr,
+			    struct json_object *request, char *line, struct ferry_error *err)
+{
+	uint64_t deadline_ns = ferry_clock_in_ms(CONTROL_ANSWER_MS);
+	int fd = control_connect(id, addr, deadline_ns, err);
+	int r;
+
+	if (fd < 0)
+		return fd;
+	r = control_send(fd, request, deadline_ns);
+	if (!r)
+		r = control_line(fd, line, CONTROL_REPLY_MAX, deadline_ns);
+	close(fd);
+	return r < 0 ? ferry_error_set(err, -r, "the process that serves %s does not answer: %s", id,
+				       strerror(-r)) : r;
+}
+
+static bool control_hung_up(int r)
+{
+	return r == -ENODATA || r == -EPIPE || r == -ECONNRESET;
+}
+
 int ferry_control_ask(const char *id, struct json_object *request, struct json_object **ret,
 		      struct ferry_error *err)
 {
-	uint64_t deadline_ns = ferry_clock_in_ms(CONTROL_ANSWER_MS);
+	uint64_t dying_ns = ferry_clock_in_ms(CONTROL_DYING_MS);
 	char *line = malloc(CONTROL_REPLY_MAX);
 	struct sockaddr_un addr;
-	int fd = -1, r;
+	int r;
 
 	r = line ? control_address(id, &addr, err) : ferry_error_set(err, ENOMEM, "out of memory");
 	if (r)
 		goto out;
-	fd = control_connect(id, &addr, deadline_ns, err);
-	if (fd < 0) {
-		r = fd;
-		goto out;
-	}
-	r = control_send(fd, request, deadline_ns);
-	if (!r)
-		r = control_line(fd, line, CONTROL_REPLY_MAX, deadline_ns);
-	if (r < 0)
-		ferry_error_set(err, -r, "the process that serves %s does not answer: %s", id,
-				strerror(-r));
-	else
+	while (control_hung_up(r = control_ask_once(id, &addr, request, line, err)) &&
+	       ferry_clock_ns() < dying_ns)
+		ferry_clock_sleep_ns(CONTROL_RETRY_NS);
+	if (r >= 0)
 		r = control_take_reply(id, line, ret, err);
 out:
-	ferry_io_close(&fd);
 	json_object_put(request);
 	free(line);
 	return r;

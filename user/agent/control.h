@@ -41,6 +41,9 @@ struct json_object *ferry_control_status(const struct ferry_record *record, enum
  * @request: put by the callee
  * @ret: the "return" member, to be put
  *
+ * A process that hangs up without a word is asked again for a second: it may be dying, and another
+ * one takes over.
+ *
  * Return: 0; -ECONNREFUSED no process serves this id; the errno of the reply, with its text.
  */
 int ferry_control_ask(const char *id, struct json_object *request, struct json_object **ret,

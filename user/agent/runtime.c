@@ -11,7 +11,12 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/clock.h"
 #include "engine/record.h"
+
+/* So long a process that was killed may still hold what it had open. */
+#define RUNTIME_DYING_MS 1000
+#define RUNTIME_RETRY_NS (5 * FERRY_NS_PER_MS)
 
 static int runtime_make(const char *path)
 {
@@ -149,6 +154,7 @@ int ferry_runtime_default_id(const char *guest, const char *suffix, char *id, un
 
 int ferry_runtime_lock(const char *id, struct ferry_error *err)
 {
+	uint64_t dying_ns = ferry_clock_in_ms(RUNTIME_DYING_MS);
 	char path[FERRY_RUNTIME_PATH];
 	int fd, r;
 
@@ -158,8 +164,10 @@ int ferry_runtime_lock(const char *id, struct ferry_error *err)
 	fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
 	if (fd < 0)
 		return ferry_error_set(err, errno, "cannot open %s: %s", path, strerror(errno));
-	if (flock(fd, LOCK_EX | LOCK_NB)) {
-		r = -errno;
+	while ((r = flock(fd, LOCK_EX | LOCK_NB) ? -errno : 0) == -EWOULDBLOCK &&
+	       ferry_clock_ns() < dying_ns)
+		ferry_clock_sleep_ns(RUNTIME_RETRY_NS);
+	if (r) {
 		close(fd);
 		if (r == -EWOULDBLOCK)
 			return ferry_error_set(err, EBUSY,

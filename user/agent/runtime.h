@@ -31,6 +31,8 @@ int ferry_runtime_check_id(const char *id, struct ferry_error *err);
 /**
  * ferry_runtime_lock() - take the lock of an id; held as long as any copy of it is open
  *
+ * Waits a second for a process that was killed and is not gone yet.
+ *
  * Return: a descriptor, -EBUSY a process serves this id, -errno.
  */
 int ferry_runtime_lock(const char *id, struct ferry_error *err);
