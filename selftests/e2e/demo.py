@@ -245,6 +245,8 @@ def main():
         prove(lab, guest, *migrate(lab, guest))
         go_back(lab, guest)
         newer_qemu(lab, guest)
+        # It has shown what it had to, and would take the next one's processors.
+        guest.qemu.kill()
         snapshot(lab)
         with_the_module(module)
     except Failed as error:

@@ -22,7 +22,7 @@ tests='this_is_a_stock_kernel doctor migration what_does_not_work_here_is_refuse
 limit=560
 if [ -n "${FERRY_TEST_LONG-}" ]; then
 	tests="$tests remote_system_calls_without_xsave demo"
-	limit=1500
+	limit=1800
 fi
 
 skip() { # REASON
