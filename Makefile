@@ -149,7 +149,7 @@ $(O)/ferry-vmm: $(vmm_objects) $(O)/libferry.a
 # $(O)/selftests/DIR/NAME, for the run.sh beside it.
 $(O)/unit/%: $(O)/obj/selftests/unit/%.o $(archive) $(O)/libferry.a
 	@mkdir -p $(@D)
-	$(call say,LD)$(LINK) -o $@ $^ $(CMOCKA) $(LDLIBS)
+	$(call say,LD)$(LINK) -o $@ $(filter %.o,$^) $(filter %.a,$^) $(CMOCKA) $(LDLIBS)
 
 $(O)/selftests/%: $(O)/obj/selftests/%.o $(archive) $(O)/libferry.a
 	@mkdir -p $(@D)
@@ -160,6 +160,7 @@ $(O)/unit/test_dirty $(O)/unit/test_fault_huge $(O)/unit/test_hugetlb: \
 	$(O)/obj/selftests/unit/huge_pool.o
 $(O)/unit/test_port $(O)/unit/test_port_guest: $(O)/obj/selftests/unit/port_vmm.o
 $(O)/unit/test_multifd $(O)/unit/test_multifd_packets: $(O)/obj/selftests/unit/multifd_rig.o
+$(addprefix $(O)/unit/test_qemu_,live state undo views): $(O)/obj/selftests/unit/qemu_rig.o
 $(O)/selftests/inject/kill_sweep: $(O)/obj/selftests/inject/target.o
 
 $(O)/targets/%: $(O)/obj/selftests/fuzz/%.o $(archive) $(O)/libferry.a
