@@ -156,6 +156,8 @@ $(O)/selftests/%: $(O)/obj/selftests/%.o $(archive) $(O)/libferry.a
 	$(call say,LD)$(LINK) -o $@ $^ $(CMOCKA) $(LDLIBS)
 
 # Of two files; test_inject includes the other one.
+$(addprefix $(O)/unit/,test_dirty test_dirty_races test_dirty_refusals): \
+	$(O)/obj/selftests/unit/dirty_rig.o
 $(O)/unit/test_dirty $(O)/unit/test_fault_huge $(O)/unit/test_hugetlb: \
 	$(O)/obj/selftests/unit/huge_pool.o
 $(O)/unit/test_port $(O)/unit/test_port_guest: $(O)/obj/selftests/unit/port_vmm.o

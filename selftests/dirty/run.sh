@@ -2,13 +2,15 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 #
 # The dirty trackers on Debian's kernels: boots each under emulation and runs
-# selftests/unit/test_dirty.c in it. What this machine's own kernel lacks
+# selftests/unit/test_dirty*.c in it. What this machine's own kernel lacks
 # (soft-dirty bits) or has (PAGEMAP_SCAN) is the other way round in 6.1. Prints TAP.
 #
 #   selftests/dirty/run.sh [FLAVOUR...]     default: cloud; see selftests/qemu/kernel.sh
 set -u
 cd "$(dirname "$0")/../.." || exit 1
 out=${O:-build}
+tests=$(cd selftests/unit && echo test_dirty*.c | sed 's/\.c\>//g')
+programs=$(for test in $tests; do echo "$out/unit/$test"; done)
 number=0
 
 result() { # WORDS-OF-RESULT NAME [REMARK]
@@ -68,11 +70,13 @@ make_initramfs() {
 	root=$work/root
 	mkdir -p "$root/bin" "$root/dev" "$root/proc" "$root/sys" "$root/tmp"
 	cp "$(command -v busybox)" "$root/bin/busybox"
-	cp "$out/unit/test_dirty" "$root/test_dirty"
-	# "NAME => PATH (ADDRESS)" and, for the loader, "PATH (ADDRESS)"
-	ldd "$root/test_dirty" | grep -o '/[^ ]*' | while read -r lib; do
-		mkdir -p "$root$(dirname "$lib")" && cp "$lib" "$root$lib" || exit 1
-	done || return
+	for test in $tests; do
+		cp "$out/unit/$test" "$root/" || return
+		# "NAME => PATH (ADDRESS)" and, for the loader, "PATH (ADDRESS)"
+		ldd "$root/$test" | grep -o '/[^ ]*' | while read -r lib; do
+			mkdir -p "$root$(dirname "$lib")" && cp "$lib" "$root$lib" || exit 1
+		done || return
+	done
 	cat > "$root/init" <<-INIT
 		#!/bin/busybox sh
 		/bin/busybox mount -t proc proc /proc
@@ -80,8 +84,10 @@ make_initramfs() {
 		/bin/busybox mount -t devtmpfs dev /dev
 		/bin/busybox mount -t tmpfs tmp /tmp
 		echo "BOOTED \$(/bin/busybox uname -r)"
-		CMOCKA_MESSAGE_OUTPUT=TAP /test_dirty 2>&1
-		echo "ENDED \$?"
+		for test in $tests; do
+			CMOCKA_MESSAGE_OUTPUT=TAP "/\$test" 2>&1
+			echo "ENDED \$test \$?"
+		done
 		/bin/busybox poweroff -f
 	INIT
 	chmod +x "$root/init"
@@ -112,15 +118,19 @@ check() { # FLAVOUR
 		result 'not ok' "$1: $name"
 		missed=1
 	done < "$work/must_pass"
-	grep -q '^ENDED 0$' "$log" && [ "$missed" = 0 ] || sed 's/^/# /' "$log"
-	if grep -q '^ENDED 0$' "$log"; then
-		result ok "$1: nothing else failed"
-	else
-		result 'not ok' "$1: nothing else failed"
-	fi
+	for test in $tests; do
+		if grep -q "^ENDED $test 0\$" "$log"; then
+			result ok "$1: nothing else failed in $test"
+		else
+			result 'not ok' "$1: nothing else failed in $test"
+			missed=1
+		fi
+	done
+	[ "$missed" = 0 ] || sed 's/^/# /' "$log"
 }
 
-if ! make --no-print-directory O="$out" "$out/unit/test_dirty" > "$work/make.log" 2>&1 ||
+# shellcheck disable=SC2086
+if ! make --no-print-directory O="$out" $programs > "$work/make.log" 2>&1 ||
    ! make_initramfs > "$work/make.log" 2>&1; then
 	sed 's/^/# /' "$work/make.log"
 	echo '1..1'

@@ -721,7 +721,7 @@ def change_huge_pages(by):
     except OSError as error:
         raise Skip("this kernel has no huge pages of 2 MiB: %s" % error)
     with file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # test_dirty.c does so too
+        fcntl.flock(file, fcntl.LOCK_EX)  # selftests/unit/huge_pool.c does so too
         wanted = int(file.read()) + by
         file.seek(0)
         file.write("%d" % max(wanted, 0))
