@@ -160,7 +160,9 @@ $(addprefix $(O)/unit/,test_dirty test_dirty_races test_dirty_refusals): \
 	$(O)/obj/selftests/unit/dirty_rig.o
 $(O)/unit/test_dirty $(O)/unit/test_fault_huge $(O)/unit/test_hugetlb: \
 	$(O)/obj/selftests/unit/huge_pool.o
-$(O)/unit/test_port $(O)/unit/test_port_guest: $(O)/obj/selftests/unit/port_vmm.o
+$(addprefix $(O)/unit/,test_adopt test_port test_port_create test_port_peers): \
+	$(O)/obj/selftests/unit/port_agent.o $(O)/obj/selftests/unit/port_vmm.o
+$(O)/unit/test_port_guest: $(O)/obj/selftests/unit/port_vmm.o
 $(O)/unit/test_multifd $(O)/unit/test_multifd_packets: $(O)/obj/selftests/unit/multifd_rig.o
 $(addprefix $(O)/unit/test_qemu_,live state undo views): $(O)/obj/selftests/unit/qemu_rig.o
 $(O)/selftests/inject/kill_sweep: $(O)/obj/selftests/inject/target.o

@@ -13,6 +13,29 @@
 
 #define HALF (PORT_VMM_BYTES / 2)
 
+static int no_int(void *ctx)
+{
+	(void)ctx;
+	return 0;
+}
+
+static int no_state(void *ctx, int fd)
+{
+	(void)ctx;
+	(void)fd;
+	return 0;
+}
+
+static void no_void(void *ctx)
+{
+	(void)ctx;
+}
+
+const struct ferry_port_ops port_idle_ops = {
+	.struct_size = sizeof(port_idle_ops), .kind = "x/1", .pause = no_int, .resume = no_int,
+	.running = no_int, .save = no_state, .load = no_state, .run = no_int, .quit = no_void,
+};
+
 static unsigned int vmm_flags;
 
 static int called(struct port_vmm *v, const char *name)
@@ -216,6 +239,15 @@ struct port_vmm *port_vmm_create(unsigned int flags)
 		fprintf(stderr, "port: %s\n", strerror(-r));
 		abort();
 	}
+	return v;
+}
+
+struct port_vmm *port_vmm_serve(unsigned int flags)
+{
+	struct port_vmm *v = port_vmm_create(flags);
+
+	if (ferry_port_start(v->port))
+		abort();
 	return v;
 }
 

@@ -38,8 +38,13 @@ enum {
 	PORT_VMM_STAYS = 1 << 11,  /* quit() does nothing */
 };
 
+/* What must be there, and does nothing. */
+extern const struct ferry_port_ops port_idle_ops;
+
 /** port_vmm_create() - listening at a path of its own; in memory that a fork shares. */
 struct port_vmm *port_vmm_create(unsigned int flags);
+/** port_vmm_serve() - the same with a thread that serves it. */
+struct port_vmm *port_vmm_serve(unsigned int flags);
 void port_vmm_destroy(struct port_vmm *v);
 
 /** port_vmm_fork() - one that serves in a process of its own until it is told to quit. */
