@@ -73,7 +73,7 @@ archive := $(O)/obj/ferry.a
 
 # The processes that these work on are copies of themselves, and the thread sanitizer
 # answers signals in its own time: nothing would be tested but that.
-not_under_thread := test_inject test_view
+not_under_thread := test_inject test_inject_calls test_inject_refusals test_view
 unit_tests := $(sort $(patsubst selftests/unit/%.c,$(O)/unit/%,$(wildcard selftests/unit/test_*.c)))
 unit_tests := $(filter-out $(addprefix $(O)/unit/,$(not_under_$(SANITIZE))),$(unit_tests))
 fuzzers := $(sort $(patsubst selftests/fuzz/%.c,$(O)/targets/%,$(wildcard selftests/fuzz/fuzz_*.c)))
@@ -155,7 +155,7 @@ $(O)/selftests/%: $(O)/obj/selftests/%.o $(archive) $(O)/libferry.a
 	@mkdir -p $(@D)
 	$(call say,LD)$(LINK) -o $@ $^ $(CMOCKA) $(LDLIBS)
 
-# Of two files; test_inject includes the other one.
+# Of more than one file.
 $(addprefix $(O)/unit/,test_dirty test_dirty_races test_dirty_refusals): \
 	$(O)/obj/selftests/unit/dirty_rig.o
 $(O)/unit/test_dirty $(O)/unit/test_fault_huge $(O)/unit/test_hugetlb: \
@@ -165,6 +165,8 @@ $(addprefix $(O)/unit/,test_adopt test_port test_port_create test_port_peers): \
 $(O)/unit/test_port_guest: $(O)/obj/selftests/unit/port_vmm.o
 $(O)/unit/test_multifd $(O)/unit/test_multifd_packets: $(O)/obj/selftests/unit/multifd_rig.o
 $(addprefix $(O)/unit/test_qemu_,live state undo views): $(O)/obj/selftests/unit/qemu_rig.o
+$(addprefix $(O)/unit/,test_inject test_inject_calls test_inject_refusals): \
+	$(O)/obj/selftests/unit/inject_rig.o $(O)/obj/selftests/inject/target.o
 $(O)/selftests/inject/kill_sweep: $(O)/obj/selftests/inject/target.o
 
 $(O)/targets/%: $(O)/obj/selftests/fuzz/%.o $(archive) $(O)/libferry.a

@@ -43,7 +43,8 @@ done
 
 # What inside.py would otherwise have to make there.
 prepare() {
-	make --no-print-directory O="$out" "$out/ferry" "$out/unit/test_inject" &&
+	make --no-print-directory O="$out" "$out/ferry" \
+		$(cd selftests/unit && ls test_inject*.c | sed "s|\(.*\)\.c|$out/unit/\1|") &&
 	(cd selftests/e2e && PYTHONDONTWRITEBYTECODE=1 python3 -c 'import lib; lib.boot_files()') &&
 	machine_initramfs "O='$out' WERROR='${WERROR-}' FERRY='$out/ferry' FERRY_CACHE='$cache' \
 		FERRY_QEMU='$here/selftests/vm/qemu.sh' FERRY_TEST_SLOW=$slow \
