@@ -22,7 +22,7 @@
 #include <cmocka.h>
 
 #include "base/clock.h"
-#include "base/uapi_compat.h"
+#include "base/uffd.h"
 #include "huge_pool.h"
 
 #define WRITERS 2
@@ -59,16 +59,6 @@ static void *race_thread(void *arg)
 		__atomic_fetch_add(&control->writes, 1, __ATOMIC_RELAXED);
 	}
 	return NULL;
-}
-
-static int new_uffd(void)
-{
-	int dev, fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
-
-	if (fd >= 0)
-		return fd;
-	dev = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
-	return dev < 0 ? -1 : ioctl(dev, USERFAULTFD_IOC_NEW, O_CLOEXEC | O_NONBLOCK);
 }
 
 static void obey(int command, pthread_t *writers)
@@ -108,7 +98,7 @@ static void obey(int command, pthread_t *writers)
 		break;
 	case CMD_UFFD:
 		close(control->uffd);
-		control->uffd = new_uffd();
+		control->uffd = ferry_uffd_create(NULL);
 		break;
 	}
 }
@@ -121,7 +111,7 @@ static void child_main(struct target *t)
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
 	control = t->control;
 	child_mem = t->mem;
-	control->uffd = new_uffd();
+	control->uffd = ferry_uffd_create(NULL);
 	__atomic_store_n(&control->ready, 1, __ATOMIC_RELEASE);
 	for (;;) {
 		command = __atomic_load_n(&control->command, __ATOMIC_ACQUIRE);

@@ -10,15 +10,13 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <cmocka.h>
 
-#include "base/uapi_compat.h"
+#include "base/uffd.h"
 #include "fault/keep.h"
 
 #define PAGES 64u
@@ -77,14 +75,10 @@ static struct ferry_keep *start(const struct ferry_ram *ram, uint8_t **map, uint
 {
 	struct ferry_keep_params p = { .ram = ram, .path = path, .stuck = on_stuck };
 	struct ferry_keep *k = NULL;
-	int dev = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
 
-	*uffd = dev < 0 ? (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK) :
-			  ioctl(dev, USERFAULTFD_IOC_NEW, O_CLOEXEC | O_NONBLOCK);
-	if (dev >= 0)
-		close(dev);
+	*uffd = ferry_uffd_create(&err);
 	if (*uffd < 0) {
-		print_message("SKIP: no right to make a userfaultfd\n");
+		print_message("SKIP: %s\n", err.text);
 		skip();
 	}
 	*map = mmap(NULL, BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, ram->blocks[0].fd, 0);
