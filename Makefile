@@ -165,6 +165,8 @@ $(addprefix $(O)/unit/,test_adopt test_port test_port_create test_port_peers): \
 $(O)/unit/test_port_guest: $(O)/obj/selftests/unit/port_vmm.o
 $(O)/unit/test_multifd $(O)/unit/test_multifd_packets: $(O)/obj/selftests/unit/multifd_rig.o
 $(addprefix $(O)/unit/test_qemu_,live state undo views): $(O)/obj/selftests/unit/qemu_rig.o
+$(addprefix $(O)/unit/,test_fault test_fault_pages test_fault_races): \
+	$(O)/obj/selftests/unit/fault_rig.o
 $(addprefix $(O)/unit/,test_inject test_inject_calls test_inject_refusals): \
 	$(O)/obj/selftests/unit/inject_rig.o $(O)/obj/selftests/inject/target.o
 $(O)/selftests/inject/kill_sweep: $(O)/obj/selftests/inject/target.o

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /*
  * Faults of a guest of huge pages, which come in pieces of 4 KiB and are shown as a whole. As
- * in test_fault.c the guest is a second mapping in this process.
+ * in fault_rig.h the guest is a second mapping in this process.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -12,7 +12,6 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
-#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -20,6 +19,7 @@
 #include <cmocka.h>
 
 #include "base/clock.h"
+#include "base/uffd.h"
 #include "fault/serve.h"
 #include "huge_pool.h"
 #include "ram/hugetlb.h"
@@ -41,16 +41,6 @@ static struct lab {
 	unsigned int astray;	    /* asked for by another page than its first; atomic */
 } lab;
 
-static int open_uffd(void)
-{
-	int dev = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC), fd;
-
-	fd = dev < 0 ? -1 : ioctl(dev, _IO(0xAA, 0x00), O_CLOEXEC | O_NONBLOCK);
-	if (dev >= 0)
-		close(dev);
-	return fd;
-}
-
 static int setup(void **state)
 {
 	struct ferry_ram_block b = {
@@ -68,7 +58,7 @@ static int setup(void **state)
 	lab.guest = mmap(NULL, BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, b.fd, 0);
 	lab.addr[0] = (uintptr_t)lab.guest;
 	lab.mapper = (struct ferry_fault_mapper){
-		.uffd = open_uffd(), .pid = getpid(), .addr = lab.addr,
+		.uffd = ferry_uffd_create(NULL), .pid = getpid(), .addr = lab.addr,
 	};
 	lab.placed_fd = memfd_create("placed", MFD_CLOEXEC);
 	return lab.guest == MAP_FAILED || lab.mapper.uffd < 0 || lab.placed_fd < 0 ? -1 : 0;
