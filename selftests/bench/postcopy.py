@@ -12,6 +12,7 @@ faults      a guest that writes all over its memory moves by postcopy. How long 
             netem, which not every kernel has
 background  an idle guest with filled RAM: GiB/s from the start to the last page by 1, 2, 4
             channels, QEMU's postcopy, and ferry's precopy
+huge        both with all of the RAM in huge pages (hugetlbfs, 2 MiB)
 work        the guest's work in the second before, while pages are missing, and after
 order       ferry-vmm, two vCPUs, over a line of 128 MiB/s: what the guest waits for by the order in
             which the background goes (user/engine/order.h). Its guest writes one page after the
@@ -209,14 +210,17 @@ def surely(peer, move, *args):
 
 # ---------------------------------------------------------------- faults
 
-def fault_move(binary, peer, delay_us, seen=None):
+def fault_move(binary, peer, delay_us, memory="shm"):
     """One move of the guest that writes; and its work before, during and after."""
     lab = Lab("faults")
     try:
+        if memory == "hugetlb":
+            lab.huge_pages(2 * MIB_OF_GUEST)
         lab.runtime = precopy.tempfile.mkdtemp(dir=precopy.SHM, prefix="ferry-bench-")
         lab.on_close(lambda: subprocess.run(["rm", "-rf", lab.runtime]))
-        guest = lab.boot(append=GUEST, mib=MIB_OF_GUEST, binary=binary)
-        target = lab.destination(mib=MIB_OF_GUEST, binary=binary)
+        shape = {"mib": MIB_OF_GUEST, "binary": binary, "memory": memory}
+        guest = lab.boot(append=GUEST, **shape)
+        target = lab.destination(**shape)
         begin = guest.ticks()
         guest.wait_ticks(20)
         ready = guest.ticks()
@@ -245,6 +249,14 @@ def us(values, digits=0):
     return spread(values, digits) if values else "not told"
 
 
+def moves_text(of):
+    return "%-19s %-19s %-17s %-13s %-20s %-18s %s, %s" % (
+        us([m.p50 for m in of]), us([m.p99 for m in of]), us([m.longest for m in of]),
+        "%d" % statistics.median([m.faults or 0 for m in of]),
+        spread([m.first * 1e3 for m in of], 1), spread([m.total for m in of]),
+        spread([m.during for m in of]), spread([m.after for m in of]))
+
+
 def faults(binary, rounds, delays, peers, last):
     print("%-8s %-13s %-19s %-19s %-17s %-13s %-20s %-18s %s" % (
         "delay us", "peer", "fault p50 us", "fault p99 us", "longest us", "faults",
@@ -263,12 +275,7 @@ def faults(binary, rounds, delays, peers, last):
                                            us([b[1] for b in beside])))
         for peer in peers:
             of = found[peer]
-            print("%-8d %-13s %-19s %-19s %-17s %-13s %-20s %-18s %s, %s" % (
-                delay_us, peer, us([m.p50 for m in of]), us([m.p99 for m in of]),
-                us([m.longest for m in of]),
-                "%d" % statistics.median([m.faults or 0 for m in of]),
-                spread([m.first * 1e3 for m in of], 1), spread([m.total for m in of]),
-                spread([m.during for m in of]), spread([m.after for m in of])), flush=True)
+            print("%-8d %-13s %s" % (delay_us, peer, moves_text(of)), flush=True)
         name = "fault-p50" + ("-%dus" % delay_us if delay_us else "")
         last.append("ratio %s: %s" % (name, spread([m.p50 / (t + s) for m, (t, s) in
                                                     zip(found["ferry"], least)])))
@@ -277,12 +284,32 @@ def faults(binary, rounds, delays, peers, last):
                 m.p50 / m.beside[0] for m in found["ferry"]]))
 
 
+# ---------------------------------------------------------------- huge pages
+
+def huge(binary, mib, rounds, peers, last):
+    """What a fault of 2 MiB costs beside one of 4 KiB; then the background."""
+    found = {"%s, %s" % (p, m): [] for p in peers for m in ("shm", "hugetlb")}
+    for _ in range(rounds):
+        for name, moves in found.items():
+            peer, memory = name.split(", ")
+            moves.append(surely(peer, fault_move, binary, peer, 0, memory))
+    print("%-22s %-19s %-19s %-17s %-13s %-20s %-18s %s" % (
+        "guest of", "fault p50 us", "fault p99 us", "longest us", "faults", "first instr. ms",
+        "all there s", "guest's work during, after"))
+    for name, of in found.items():
+        print("%-22s %s" % (name, moves_text(of)), flush=True)
+    background(binary, mib, rounds, last, huge=True)
+
+
 # ---------------------------------------------------------------- background
 
-def background(binary, mib, rounds, last):
+def background(binary, mib, rounds, last, huge=False):
+    name = "huge" if huge else "background"
     lab = precopy.new_lab(binary)
     try:
-        bench = Bench(lab, "background", "filled", mib)
+        if huge:
+            lab.huge_pages(2 * mib)
+        bench = Bench(lab, name, "filled", mib, lab.huge_folder or precopy.SHM)
         peers = ["precopy", "1", "2", "4", "qemu"]
         speeds = {p: [] for p in peers}
         for _ in range(rounds):
@@ -291,15 +318,15 @@ def background(binary, mib, rounds, last):
         bench.close()
     finally:
         lab.close()
-    print("%-12s %s" % ("background", "GiB/s"))
+    print("%-12s %s" % (name, "GiB/s"))
     for peer in peers:
         what = {"precopy": "precopy", "qemu": "qemu"}.get(peer, peer + " ch.")
         print("%-12s %s" % (what, spread(speeds[peer])), flush=True)
     for peer in ("1", "2", "4"):
-        last.append("ratio background-%s: %s" % (peer, spread([
+        last.append("ratio %s-%s: %s" % (name, peer, spread([
             a / b for a, b in zip(speeds[peer], speeds["precopy"])])))
-    last.append("ratio background-qemu: %s" % spread([
-        a / b for a, b in zip(speeds["2"], speeds["qemu"])]))
+    last.append("ratio %s-qemu: %s" % (name, spread([
+        a / b for a, b in zip(speeds["2"], speeds["qemu"])])))
 
 
 def background_move(bench, peer):
@@ -409,6 +436,8 @@ def main():
                args.peers.split(","), last)
     if "background" in args.only:
         background(binary, args.mib, args.rounds, last)
+    if "huge" in args.only:
+        huge(binary, args.mib, args.rounds, args.peers.split(","), last)
     if "order" in args.only:
         order(args.rounds, args.patterns.split(","), last)
     for text in last:
