@@ -164,6 +164,7 @@ $(addprefix $(O)/unit/,test_adopt test_port test_port_create test_port_peers): \
 	$(O)/obj/selftests/unit/port_agent.o $(O)/obj/selftests/unit/port_vmm.o
 $(O)/unit/test_port_guest: $(O)/obj/selftests/unit/port_vmm.o
 $(O)/unit/test_multifd $(O)/unit/test_multifd_packets: $(O)/obj/selftests/unit/multifd_rig.o
+$(O)/unit/test_qemu: $(O)/obj/selftests/unit/fake_qemu.o
 $(addprefix $(O)/unit/test_qemu_,live state undo views): $(O)/obj/selftests/unit/qemu_rig.o
 $(addprefix $(O)/unit/,test_fault test_fault_pages test_fault_races): \
 	$(O)/obj/selftests/unit/fault_rig.o
