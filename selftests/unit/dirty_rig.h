@@ -75,8 +75,15 @@ void rig_huge_unmount(const char *dir);
 		.initial_state = (void *)(uintptr_t)&ferry_dirty_##tracker_name,                   \
 	}
 
+/*
+ * All of @tests, named after their tracker; or in their place one that is skipped, and says why
+ * the tracker cannot run here. Evaluates to how many failed.
+ */
+#define RIG_RUN(tests)                                                                             \
+	(rig_runs_here(&ferry_dirty_##tests) ? cmocka_run_group_tests(tests, NULL, NULL) :         \
+					       rig_skip(&ferry_dirty_##tests))
+
 bool rig_runs_here(const struct ferry_dirty_ops *ops);
-/** rig_skip() - in the place of all tests of a tracker that cannot run here: it says why */
 int rig_skip(const struct ferry_dirty_ops *ops);
 
 #endif

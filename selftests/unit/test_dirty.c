@@ -241,15 +241,6 @@ int main(void)
 		TEST(softdirty, dropped_entries),
 		TEST(softdirty, absent_pages_are_dirty_once),
 	};
-	int failed;
 
-	if (rig_runs_here(&ferry_dirty_pagemap))
-		failed = cmocka_run_group_tests(pagemap, NULL, NULL);
-	else
-		failed = rig_skip(&ferry_dirty_pagemap);
-	if (rig_runs_here(&ferry_dirty_softdirty))
-		failed += cmocka_run_group_tests(softdirty, NULL, NULL);
-	else
-		failed += rig_skip(&ferry_dirty_softdirty);
-	return failed;
+	return RIG_RUN(pagemap) + RIG_RUN(softdirty);
 }

@@ -138,15 +138,6 @@ int main(void)
 		TEST(softdirty, writes_are_lost_without_the_barrier),
 		TEST(softdirty, the_race_test_sees_a_lost_collect),
 	};
-	int failed;
 
-	if (rig_runs_here(&ferry_dirty_pagemap))
-		failed = cmocka_run_group_tests(pagemap, NULL, NULL);
-	else
-		failed = rig_skip(&ferry_dirty_pagemap);
-	if (rig_runs_here(&ferry_dirty_softdirty))
-		failed += cmocka_run_group_tests(softdirty, NULL, NULL);
-	else
-		failed += rig_skip(&ferry_dirty_softdirty);
-	return failed;
+	return RIG_RUN(pagemap) + RIG_RUN(softdirty);
 }
