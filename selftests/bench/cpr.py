@@ -16,7 +16,6 @@ includes that QEMU's start: it waits for the guest before it makes its devices.
 import argparse
 import json
 import os
-import signal
 import statistics
 import subprocess
 import sys
@@ -24,7 +23,8 @@ import tempfile
 import time
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-from precopy import MIB, SHM, Lab, Machine, by_ferry, new_lab, other_qemu, prerequisites, spread  # noqa: E402
+from precopy import (MIB, SHM, Machine, as_program, by_ferry, new_lab, other_qemu,  # noqa: E402
+                     prerequisites, spread)
 from lib import Qmp, QmpError, wait_until  # noqa: E402
 from vmm import VmmLab, have_kvm  # noqa: E402
 import tap  # noqa: E402
@@ -201,11 +201,4 @@ def main():
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and clean up on the way
-    try:
-        main()
-    except tap.Skip as skip:
-        print("SKIP: %s" % skip)
-        sys.exit(2)
-    finally:
-        Lab.close_all()
+    as_program(main)

@@ -30,7 +30,6 @@ outside, from before the process is made until the same moment.
 import argparse
 import json
 import os
-import signal
 import statistics
 import subprocess
 import sys
@@ -40,8 +39,8 @@ import time
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path[:0] = [HERE, os.path.join(HERE, "..", "e2e")]
 import tap  # noqa: E402
-from lib import SHM, Lab, check, other_qemu, prerequisites, wait_until  # noqa: E402
-from precopy import GIB, MIB, Machine, fill, new_lab, spread, warm  # noqa: E402
+from lib import SHM, check, other_qemu, prerequisites, wait_until  # noqa: E402
+from precopy import GIB, MIB, Machine, as_program, fill, new_lab, spread, warm  # noqa: E402
 
 CHANNELS = 2
 QEMU_WAYS = {"mapped-ram": (0, False), "multifd": (CHANNELS, False),
@@ -321,11 +320,4 @@ def main():
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and clean up on the way
-    try:
-        main()
-    except tap.Skip as skip:
-        print("SKIP: %s" % skip)
-        sys.exit(2)
-    finally:
-        Lab.close_all()
+    as_program(main)

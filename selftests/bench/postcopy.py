@@ -20,7 +20,6 @@ order       ferry-vmm, two vCPUs, over a line of 128 MiB/s: what the guest waits
 """
 import argparse
 import os
-import signal
 import socket
 import statistics
 import subprocess
@@ -445,11 +444,4 @@ def main():
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and clean up on the way
-    try:
-        main()
-    except tap.Skip as skip:
-        print("SKIP: %s" % skip)
-        sys.exit(2)
-    finally:
-        Lab.close_all()
+    precopy.as_program(main)
