@@ -365,7 +365,7 @@ def the_table_has_every_stage(lab):
     for line in lab.run("doctor", "--fault-points").check_code(0).stdout.splitlines():
         words = line.split()
         if len(words) > 2 and words[2].rstrip(":") in ("save", "restore"):
-            continue    # test_file.py and test_power_loss.c
+            continue    # test_file_faults.py and test_power_loss.c
         if len(words) > 2 and words[1] in ("source", "destination"):
             listed[words[0]] = "send" if words[1] == "source" else "recv"
     check_equal(listed, dict(STAGE_SIDE, **POSTCOPY_STAGES), "the list of fault points")

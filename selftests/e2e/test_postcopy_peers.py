@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Peers that do not follow the wire in postcopy. See test_peers.py.
+"""Peers that do not follow the wire in postcopy. See peer.py.
 
 Before COMMIT whatever is said leaves the guest at the source. After it the guest belongs to the
 peer, so the source only pauses: it neither resumes nor ends its VMM.
@@ -14,14 +14,11 @@ import time
 
 import tap
 from lib import Lab, check, check_equal, prerequisites, wait_until
+from peer import (ABORT, ACK, ANSWER, ASK, BLOCKS, CHANNEL, CONFIG, FLUSH, FLUSHED, HELLO, LOADED,
+                  MAIN, MULTIFD, OK, PACKAGE, PING, PONG, RAM_PAGES, READY, RECOVER, RUN,
+                  Destination, Receiver, blocks, config, extent, frame, packet, sync, u32)
 from tap import Failed, test
-import test_peers as peers
-from test_peers import (ACK, ANSWER, ASK, CHANNEL, FLUSH, FLUSHED, MAIN, MULTIFD, OK, PACKAGE,
-                        PING, PONG, RAM_PAGES, READY, RECOVER, RUN, Destination, Receiver, blocks,
-                        config, extent, frame, hello, packet, sync, u32)
 
-tap.forget()
-test = tap.test
 FAULT = 4
 (CANNOT, DISCARD, POSTCOPY, RUNNING_LACKS, PLACED, RECEIVED, RECEIVED_END, REQUEST,
  REQUEST_BLOCK) = range(19, 28)
@@ -120,7 +117,7 @@ def channels_out_of_turn(lab):
     check_equal(receiver.status(kind=MULTIFD)[1], OK, "the data channel")
     check_equal(receiver.status(kind=FAULT)[1], OK, "the fault channel")
     check_equal(receiver.status(kind=FAULT)[1], CHANNEL, "a second fault channel")
-    line.say(frame(peers.ABORT, b"enough"))
+    line.say(frame(ABORT, b"enough"))
     receiver.finish("the source gave up: enough")
 
 
@@ -137,7 +134,7 @@ def pages_that_nobody_lacks(lab):
     receiver.line.say(packet(extent(first=5), sequence=2))  # twice
     wait_until(lambda: target.ram_blocks() == 8, 5, "one page is there, and no other one")
     receiver.line.say(packet(extent(first=RAM_PAGES), sequence=3))
-    line.say(frame(PACKAGE, b"x"), frame(PING, u32(peers.LOADED)))
+    line.say(frame(PACKAGE, b"x"), frame(PING, u32(LOADED)))
     receiver.recv.finish(10)
     receiver.recv.check_code(1)
     check_equal(receiver.recv.result["guest"], "source", "where the guest is")
@@ -158,7 +155,7 @@ class Taker(Destination):
         try:
             said = line.hello()
             self.epochs.append(said["epoch"])
-            line.say(peers.HELLO.pack(b"FRRY", 1, 1, FEATURE, said["uuid"], said["epoch"], 2,
+            line.say(HELLO.pack(b"FRRY", 1, 1, FEATURE, said["uuid"], said["epoch"], 2,
                                       said["kind"], said["channel"], said["channels"], OK, 4096))
             {MAIN: self.main, MULTIFD: self.drain, FAULT: self.fault, RECOVER: self.back}[
                 said["kind"]](line)
@@ -168,14 +165,14 @@ class Taker(Destination):
             self.problem = problem
 
     def main(self, line):
-        line.expect(peers.CONFIG)
-        line.expect(peers.BLOCKS)
+        line.expect(CONFIG)
+        line.expect(BLOCKS)
         line.say(frame(READY))
         while True:
             kind, body = line.frame()
             if kind == FLUSH:
                 line.say(frame(FLUSHED, body))
-            elif kind == PING and body == u32(peers.LOADED):
+            elif kind == PING and body == u32(LOADED):
                 self.loaded.set()
                 if not self.before_run:
                     line.say(frame(PONG, body))
