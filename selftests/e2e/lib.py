@@ -851,6 +851,11 @@ class Lab:
                 continue
         return found
 
+    def stopped_worker(self, what):
+        """A process of ferry that a fault point has stopped, which is waited for; its pid."""
+        return wait_until(lambda: [pid for pid in self.ferry_pids() if "State:\tT" in
+                                   read_text("/proc/%d/status" % pid)], 20, what)[0]
+
     def check_no_ferry(self):
         wait_until(lambda: not self.ferry_pids(), 5, "no process of ferry is left")
 

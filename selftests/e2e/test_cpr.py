@@ -96,12 +96,7 @@ class Trial:
         return "fault point %s fires" % self.stage in self.cpr.stderr
 
     def wait_stopped(self):
-        def stopped():
-            for pid in self.lab.ferry_pids():
-                if re.search(r"State:\tT", read_text("/proc/%d/status" % pid)):
-                    return pid
-            return None
-        return wait_until(stopped, 15, "the worker stops at %s" % self.stage)
+        return self.lab.stopped_worker("the worker stops at %s" % self.stage)
 
     def owner(self):
         source, heir = self.source.running(), self.heir.running()

@@ -18,8 +18,7 @@ import sys
 import time
 
 import tap
-from lib import (Lab, Netns, check, check_equal, check_result, migrate,
-                 prerequisites, read_text, wait_until)
+from lib import Lab, Netns, check, check_equal, check_result, migrate, prerequisites
 from tap import Failed, test
 
 # stage              side    kill:   worker guardian fail   QEMU (of the destination)
@@ -105,12 +104,7 @@ class Trial:
 
     def wait_stopped(self):
         """The worker has stopped itself at the stage; its pid."""
-        def stopped():
-            for pid in self.lab.ferry_pids():
-                if re.search(r"State:\tT", read_text("/proc/%d/status" % pid)):
-                    return pid
-            return None
-        return wait_until(stopped, 15, "the worker stops at %s" % self.stage)
+        return self.lab.stopped_worker("the worker stops at %s" % self.stage)
 
     def finish(self, seconds=30):
         self.send.finish(seconds)

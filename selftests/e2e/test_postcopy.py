@@ -14,7 +14,7 @@ import time
 import tap
 import vmm
 from lib import (Lab, Netns, check, check_completed, check_equal, check_result, huge_bytes,
-                 prerequisites, read_text, wait_until)
+                 prerequisites, wait_until)
 from tap import Skip, test
 
 # So slow that a page that is wanted is asked for before it comes by itself.
@@ -350,8 +350,7 @@ def qemu_waits_for_a_page_when_it_starts(lab, killed):
     answers, the destination answers the source's new worker, who says RUN again.
     """
     trial = Trial(lab, send="commit:stop", args=("--postcopy", "now"))
-    worker = wait_until(lambda: [p for p in lab.ferry_pids() if "State:\tT" in
-                                 read_text("/proc/%d/status" % p)], 20, "COMMIT is written")[0]
+    worker = lab.stopped_worker("COMMIT is written")
     lab.on_close(lambda: trial.target.alive() and os.kill(trial.target.pid, signal.SIGCONT))
     os.kill(trial.target.pid, signal.SIGSTOP)
     os.kill(worker, signal.SIGCONT)
