@@ -16,12 +16,7 @@ fetch() { # SUITE
 }
 
 if [ ! -e "$out/complete" ]; then
-	new=$out.new
-	rm -rf "$new" "$out"
-	mkdir -p "$new/root"
-	# No or stale lists in the system: take private ones of the same release.
-	fetch - || fetch "$(. /etc/os-release && echo "$VERSION_CODENAME")" ||
-		die "cannot download dkms; is a Debian mirror reachable?"
+	fetch_new - dkms
 	dpkg-deb -x "$new"/*.deb "$new/root"
 	rm "$new"/*.deb
 	touch "$new/complete"

@@ -32,14 +32,7 @@ fetch() { # SUITE
 }
 
 if [ ! -e "$out/complete" ]; then
-	new=$out.new
-	rm -rf "$new" "$out"
-	mkdir -p "$new/root"
-	if ! fetch "$suite"; then
-		# No or stale lists in the system: take private ones of the same release.
-		[ "$suite" = - ] && fetch "$(. /etc/os-release && echo "$VERSION_CODENAME")" ||
-			die "cannot download the headers behind $meta; is a Debian mirror reachable?"
-	fi
+	fetch_new "$suite" "the headers behind $meta"
 	for deb in "$new"/*.deb; do
 		dpkg-deb -x "$deb" "$new/root"
 		rm "$deb"

@@ -24,12 +24,7 @@ fetch() { # SUITE
 }
 
 if [ ! -e "$out/complete" ]; then
-	new=$out.new
-	rm -rf "$new" "$out"
-	mkdir -p "$new"
-	# No or stale lists in the system: take private ones of the same release.
-	fetch - || fetch "$(. /etc/os-release && echo "$VERSION_CODENAME")" ||
-		die "cannot download the package behind linux-source; is a Debian mirror reachable?"
+	fetch_new - "the package behind linux-source"
 	tests=$package/tools/testing/selftests
 	source=./usr/src/$package.tar.xz
 	# Both readers stop at the last file asked for, and what writes to them then dies of

@@ -56,6 +56,17 @@ apt_suite() {
 	touch "$dir/updated"
 }
 
+# fetch_new SUITE WHAT: an empty $new, and in it what the script's own fetch() SUITE downloads.
+fetch_new() {
+	new=$out.new
+	rm -rf "$new" "$out"
+	mkdir -p "$new"
+	fetch "$1" && return
+	# No or stale lists in the system: take private ones of the same release.
+	[ "$1" = - ] && fetch "$(. /etc/os-release && echo "$VERSION_CODENAME")" ||
+		die "cannot download $2; is a Debian mirror reachable?"
+}
+
 # Run the rest of the script alone for one cache entry; others wait.
 lock() {
 	mkdir -p "$cache"
