@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+#include <fcntl.h>
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "agent/command.h"
 #include "agent/guardian.h"
@@ -94,11 +97,29 @@ static int run_command(const struct command *c, int argc, char **argv)
 	return c->run(&args);
 }
 
+/*
+ * Started without a standard stream (">&-"), the next descriptor that is opened would get its
+ * number: a lock file, an eventfd, and what is printed would be written into that.
+ */
+static int open_streams(void)
+{
+	int fd;
+
+	for (fd = STDIN_FILENO; fd <= STDERR_FILENO; fd++)
+		if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", O_RDWR) != fd)
+			return -1;
+	return 0;
+}
+
 int main(int argc, char **argv)
 {
 	struct ferry_nearest meant = { 0 };
 	size_t i;
 
+	if (open_streams())
+		return FERRY_EXIT_FAILED;
+	/* A file that may not grow (ulimit -f) is an error like a full disk, not a death. */
+	signal(SIGXFSZ, SIG_IGN);
 	if (argc < 2) {
 		usage(stderr);
 		return FERRY_EXIT_USAGE;

@@ -143,6 +143,7 @@ static void run_child(const struct launch *l)
 	sigprocmask(SIG_SETMASK, &none, NULL);
 	sigaction(SIGPIPE, &plain, NULL);
 	sigaction(SIGHUP, &plain, NULL);
+	sigaction(SIGXFSZ, &plain, NULL);
 	/* All of them are above the numbers they get. */
 	for (i = 0; i < l->count; i++)
 		dup2(l->fds[i], EXEC_SOCKET + (int)i);
