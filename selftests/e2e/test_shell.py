@@ -61,5 +61,62 @@ def file_size_limit(lab):
     guest.qemu.check_clean()
 
 
+def small_folder(lab, kib):
+    folder = lab.path("small")
+    os.mkdir(folder)
+    run = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=%dk" % kib, "none", folder],
+                         stderr=subprocess.PIPE, text=True)
+    if run.returncode:
+        raise Skip("no tmpfs: %s" % run.stderr.strip())
+    lab.on_close(lambda: subprocess.run(["umount", "-l", folder], check=True))
+    return folder
+
+
+@test(timeout=30)
+def one_disk_for_file_and_record(lab):
+    """The file fills the disk of the records: when it has gone they are written after all."""
+    folder = small_folder(lab, 64)
+    lab.runtime = os.path.join(folder, "run")
+    guest = lab.guest()
+    save = lab.ferry("save", guest.qemu.uri, os.path.join(folder, "snap")).finish()
+    save.check_code(1)
+    check_equal(check_result(save.result, "failed")["guest"], "source", "the guest")
+    check("No space left" in save.result["error"], "the error: %s", save.result)
+    status = lab.status(guest.qemu.id)
+    check_equal((status["state"], status["settled"]), ("failed", True), "its record")
+    guest.check_good()
+    guest.qemu.check_clean()
+
+
+@test(timeout=30)
+def no_room_for_the_record(lab):
+    """The guest goes on all the same; later a person is told what is true, and what to type."""
+    folder = small_folder(lab, 64)
+    lab.runtime = folder
+    guest = lab.guest()
+    save = lab.ferry("save", guest.qemu.uri, lab.path(), "--live", "--max-bandwidth", "4K")
+    save.wait_state("active")
+    filler = os.path.join(folder, "filler")
+    with open(filler, "wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(bytes(4096))
+        except OSError:
+            pass
+    lab.run("cancel", guest.qemu.id).check_code(0)
+    save.finish().check_code(1)
+    check_equal(check_result(save.result, "cancelled")["guest"], "source", "the guest")
+    check("ferry resume " + guest.qemu.id in save.stderr, "the advice: %s", save.stderr)
+    guest.check_good()
+    status = lab.status(guest.qemu.id)
+    check_equal((status["state"], status["settled"], status["alive"]), ("active", False, False),
+                "the old record")
+    os.unlink(filler)
+    lab.run("resume", guest.qemu.id).check_code(0)
+    check_equal(lab.status(guest.qemu.id)["settled"], True, "the record is settled")
+    guest.check_good()
+    guest.qemu.check_clean()
+
+
 if __name__ == "__main__":
     sys.exit(tap.main(CommandLab, prerequisites))

@@ -372,6 +372,16 @@ static void worker_run(struct worker *w, bool recover, struct ferry_outcome *out
 		ferry_destination_run(&w->job, out);
 }
 
+/* What stood in the way may have been ours: a file that took the last room, descriptors. */
+static void worker_save_again(struct worker *w)
+{
+	struct ferry_error err = { 0 };
+
+	if (w->job.unsaved && ferry_job_save(&w->job, &err))
+		ferry_log_error("%s; it is not up to date, and the id %s is in use until 'ferry resume "
+				"%s' can write it", err.text, w->job.record.id, w->job.record.id);
+}
+
 int ferry_worker_main(struct ferry_worker_params *params)
 {
 	static struct worker w; /* large, and one a process */
@@ -408,6 +418,7 @@ int ferry_worker_main(struct ferry_worker_params *params)
 	}
 	if (!r) {
 		worker_run(&w, params->recover, &out);
+		worker_save_again(&w);
 		if (write(w.quit_fd, &one, sizeof(one)) == sizeof(one))
 			pthread_join(w.watch, NULL);
 	}

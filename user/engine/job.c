@@ -73,6 +73,8 @@ int ferry_job_move(struct ferry_job *job, enum ferry_state to, struct ferry_erro
 
 int ferry_job_save(struct ferry_job *job, struct ferry_error *err)
 {
+	int r;
+
 	pthread_mutex_lock(&job->lock);
 	job->record.stats = job->stats;
 	job->record.max_bandwidth = job->options.max_bandwidth;
@@ -80,7 +82,9 @@ int ferry_job_save(struct ferry_job *job, struct ferry_error *err)
 	job->shown.undo = NULL;
 	job->shown.to_undo = NULL;
 	pthread_mutex_unlock(&job->lock);
-	return job->hooks->save(job->hooks->ctx, &job->record, err);
+	r = job->hooks->save(job->hooks->ctx, &job->record, err);
+	job->unsaved = r;
+	return r;
 }
 
 void ferry_job_options_save(struct ferry_job *job)

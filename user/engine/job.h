@@ -126,6 +126,7 @@ struct ferry_job {
 	struct ferry_progress progress;
 	struct ferry_stats stats;
 	struct ferry_record shown; /* the record as last saved, without undo */
+	bool unsaved; /* the last attempt to save it failed; the migration thread's */
 	void (*interrupt)(void *ctx); /* breaks what the migration thread waits for */
 	void *interrupt_ctx;
 };

@@ -12,6 +12,7 @@
 
 #include "base/clock.h"
 #include "base/io.h"
+#include "base/log.h"
 #include "guest/json.h"
 #include "guest/proc.h"
 
@@ -131,6 +132,15 @@ int ferry_journal_write(struct ferry_journal *journal, const struct ferry_guest_
 	free(journal->durable);
 	journal->durable = copy;
 	return 0;
+}
+
+void ferry_journal_less(struct ferry_journal *journal, const struct ferry_guest_host *host)
+{
+	struct ferry_error err = { 0 };
+
+	if (ferry_journal_write(journal, host, &err))
+		ferry_log_warn("the VMM (pid %d) is as it was before, which could not be noted: %s",
+			       (int)ferry_json_uint(journal->undo, "pid", 0), err.text);
 }
 
 bool ferry_journal_is_void(const struct ferry_journal *journal)

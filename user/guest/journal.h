@@ -41,6 +41,14 @@ int ferry_journal_parse(struct ferry_journal *journal, struct ferry_guest *guest
 int ferry_journal_write(struct ferry_journal *journal, const struct ferry_guest_host *host,
 			struct ferry_error *err);
 
+/**
+ * ferry_journal_less() - the same after something was put back
+ *
+ * A text that says too much costs no more than putting it back once more: that it cannot be
+ * written (a full disk) is a warning, and no failure of what was done.
+ */
+void ferry_journal_less(struct ferry_journal *journal, const struct ferry_guest_host *host);
+
 /** ferry_journal_is_void() - has the process it is about ended? (A zombie has, too.) */
 bool ferry_journal_is_void(const struct ferry_journal *journal);
 

@@ -226,7 +226,7 @@ int ferry_vmm_undo(struct ferry_guest *guest, bool resume, struct ferry_error *e
 		return r ? r : reset;
 	if (resume && ferry_json_string(v->journal.undo, "was")) {
 		json_object_object_del(v->journal.undo, "was");
-		return ferry_vmm_journal(v, err);
+		ferry_journal_less(&v->journal, &v->host);
 	}
 	return 0;
 }

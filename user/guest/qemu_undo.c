@@ -114,7 +114,7 @@ static int end_destination(struct ferry_qemu *q, int holds, struct ferry_error *
 }
 
 /* All is back: another undo() has nothing left to do, except to resume if that was not asked. */
-static int undo_clear(struct ferry_qemu *q, bool resumed, struct ferry_error *err)
+static void undo_clear(struct ferry_qemu *q, bool resumed)
 {
 	json_object_object_del(q->journal.undo, "capabilities");
 	json_object_object_del(q->journal.undo, "parameters");
@@ -123,7 +123,7 @@ static int undo_clear(struct ferry_qemu *q, bool resumed, struct ferry_error *er
 	json_object_object_del(q->journal.undo, "spare");
 	if (resumed)
 		json_object_object_del(q->journal.undo, "was");
-	return ferry_qemu_journal(q, err);
+	ferry_journal_less(&q->journal, &q->host);
 }
 
 int ferry_qemu_undo(struct ferry_guest *guest, bool resume, struct ferry_error *err)
@@ -151,5 +151,7 @@ int ferry_qemu_undo(struct ferry_guest *guest, bool resume, struct ferry_error *
 		run_step(q, &steps_always[i], &first, err);
 	if (ferry_qemu_gone(q, 0))
 		return 0;
-	return first ? first : undo_clear(q, resume, err);
+	if (!first)
+		undo_clear(q, resume);
+	return first;
 }
