@@ -72,6 +72,40 @@ def small_folder(lab, kib):
     return folder
 
 
+STARTS = {"send": ("source", "precopy"), "recv": ("source", "precopy"), "save": ("source", "save"),
+          "restore": ("none", "restore"), "cpr": ("source", "cpr")}
+
+
+def start(lab, command, *args):
+    """Of a guest that is not there: what is said of it before that is noticed."""
+    words = {"send": ("unix:/nonexistent/x",), "recv": ("unix:" + lab.path("x"),),
+             "save": (lab.path(),), "restore": (lab.path(),),
+             "cpr": ("--to", "port:" + lab.path("new"))}
+    return lab.ferry(command, "port:" + lab.path("vm.port"), *words[command], *args).finish()
+
+
+@test(timeout=30, cases={name: (name,) + said for name, said in STARTS.items()})
+def cannot_begin(lab, command, guest, mode):
+    """No place for a record, an id in use, a record that is damaged: exit 1, and a whole result."""
+    usual, readonly = lab.runtime, small_folder(lab, 64)
+    subprocess.run(["mount", "-o", "remount,ro", readonly], check=True)
+    lab.runtime = readonly
+    ran = {"Read-only file system": start(lab, command)}
+    lab.runtime = os.path.join(usual, "x" * 90)
+    os.mkdir(lab.runtime)
+    ran["shorter"] = start(lab, command)
+    lab.runtime = usual
+    with open(os.path.join(usual, "odd.json"), "w") as file:
+        file.write("{")
+    ran["odd.json cannot be used"] = start(lab, command, "--id", "odd")
+    for words, run in ran.items():
+        run.check_code(1)
+        result = check_result(run.result, "failed", state="failed", guest=guest, mode=mode)
+        check(words in result["error"] and words in run.stderr, "no '%s' in: %s", words, run.stderr)
+    if guest == "none":
+        check("the guest was not started" in run.stderr, "the message: %s", run.stderr)
+
+
 @test(timeout=30)
 def one_disk_for_file_and_record(lab):
     """The file fills the disk of the records: when it has gone they are written after all."""

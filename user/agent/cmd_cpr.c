@@ -44,6 +44,5 @@ int ferry_command_cpr(const struct ferry_args *args)
 		ferry_log_error("no random numbers for the migration's uuid");
 		return FERRY_EXIT_FAILED;
 	}
-	params.record.stats.mode = FERRY_MODE_CPR;
 	return ferry_guardian_run(&params);
 }

@@ -15,6 +15,7 @@
 #include "agent/store.h"
 #include "base/clock.h"
 #include "base/io.h"
+#include "engine/file.h"
 
 /* A client that says nothing for so long has gone, for all we know. */
 #define CONTROL_CLIENT_MS 10000
@@ -72,7 +73,7 @@ struct json_object *ferry_control_status(const struct ferry_record *record, enum
 {
 	struct json_object *o = json_object_new_object();
 	char uuid[FERRY_UUID_TEXT];
-	const char *guest = "source";
+	const char *guest = ferry_where_name(ferry_file_where_before(record));
 
 	ferry_uuid_format(record->uuid, uuid);
 	if (record->phase == FERRY_PHASE_RAN || record->phase == FERRY_PHASE_RUN_ACCEPTED ||

@@ -205,7 +205,7 @@ static int guardian_clean_up(struct guardian *g, struct ferry_record *record)
 	bool source = record->role != FERRY_ROLE_DESTINATION;
 	struct ferry_outcome out = {
 		.state = FERRY_STATE_FAILED,
-		.where = FERRY_WHERE_SOURCE,
+		.where = ferry_file_where_before(record),
 		.exit_code = 1,
 	};
 	struct ferry_error err = { 0 };
@@ -233,8 +233,6 @@ static int guardian_clean_up(struct guardian *g, struct ferry_record *record)
 	}
 	if (source && ferry_file_path(record))
 		ferry_store_aside_remove(ferry_file_path(record), g->id);
-	if (!source && ferry_file_path(record))
-		out.where = FERRY_WHERE_NONE;
 	job.record.settled = out.exit_code != 3;
 	ferry_job_save(&job, NULL);
 	ferry_runtime_forget(g->id, NULL);

@@ -111,6 +111,18 @@ static int start_peer(const struct ferry_args *args, enum ferry_role role, bool 
 	return 0;
 }
 
+/* What it is called until it has begun. */
+static enum ferry_mode start_mode(const struct ferry_args *args, enum ferry_role role, bool file)
+{
+	if (role == FERRY_ROLE_CPR)
+		return FERRY_MODE_CPR;
+	if (!file)
+		return FERRY_MODE_PRECOPY;
+	if (role == FERRY_ROLE_SOURCE)
+		return args->job.live ? FERRY_MODE_SAVE_LIVE : FERRY_MODE_SAVE;
+	return args->job.lazy ? FERRY_MODE_RESTORE_LAZY : FERRY_MODE_RESTORE;
+}
+
 static int start_arguments(const struct ferry_args *args, enum ferry_role role, bool file,
 			   struct ferry_record *record, struct ferry_error *err)
 {
@@ -134,14 +146,13 @@ static int start_arguments(const struct ferry_args *args, enum ferry_role role, 
 					     role == FERRY_ROLE_DESTINATION ? "-in" : "", record->id,
 					     sizeof(record->id), err);
 	}
-	if (!r && role == FERRY_ROLE_CPR)
-		r = ferry_runtime_path(record->id, "kept", record->kept, err);
 	if (!r)
 		r = ferry_fault_point_init(0, err);
 	if (r)
 		return r;
 	snprintf(record->guest, sizeof(record->guest), "%s", args->operands[0]);
 	record->role = role;
+	record->stats.mode = start_mode(args, role, file);
 	record->timeout_ms = args->job.timeout_ms;
 	return 0;
 }
@@ -161,11 +172,13 @@ static int start_new(const struct ferry_args *args, enum ferry_role role, bool f
 	params->lock_fd = ferry_runtime_lock(params->record.id, &err);
 	r = params->lock_fd < 0 ? params->lock_fd : start_check_record(params->record.id, &err);
 	if (!r && role == FERRY_ROLE_CPR)
+		r = ferry_runtime_path(params->record.id, "kept", params->record.kept, &err);
+	if (!r && role == FERRY_ROLE_CPR)
 		r = start_check_others(&params->record, &err);
 	if (r) {
 		struct ferry_outcome out = {
 			.state = FERRY_STATE_FAILED,
-			.where = FERRY_WHERE_SOURCE,
+			.where = ferry_file_where_before(&params->record),
 			.error = err,
 		};
 

@@ -401,6 +401,7 @@ int ferry_worker_main(struct ferry_worker_params *params)
 	int r, n;
 
 	setsid();
+	out.where = ferry_file_where_before(&params->record);
 	r = worker_start(&w, params, &hooks, &out.error);
 	if (!r)
 		r = ferry_fault_point_init(params->guardian, &out.error);

@@ -13,6 +13,12 @@ const char *ferry_file_path(const struct ferry_record *record)
 	return strncmp(record->uri, FERRY_FILE_SCHEME, n) ? NULL : record->uri + n;
 }
 
+enum ferry_where ferry_file_where_before(const struct ferry_record *record)
+{
+	return record->role == FERRY_ROLE_DESTINATION && ferry_file_path(record) ?
+		       FERRY_WHERE_NONE : FERRY_WHERE_SOURCE;
+}
+
 int ferry_file_uri(const char *path, char uri[FERRY_SPEC_MAX], struct ferry_error *err)
 {
 	char cwd[FERRY_SPEC_MAX] = "";

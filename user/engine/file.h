@@ -15,6 +15,9 @@
 /** ferry_file_path() - the file of a save's or restore's record; NULL of a migration's. */
 const char *ferry_file_path(const struct ferry_record *record);
 
+/** ferry_file_where_before() - where the guest is before anything happened: of a restore, nowhere. */
+enum ferry_where ferry_file_where_before(const struct ferry_record *record);
+
 /** ferry_file_uri() - absolute, for the record. Return: 0; -ENAMETOOLONG, -errno with a text. */
 int ferry_file_uri(const char *path, char uri[FERRY_SPEC_MAX], struct ferry_error *err);
 
