@@ -341,7 +341,7 @@ def spill_errors(lab):
              "postcopy-active"),
             (("spill", source, lab.dir), 1, "is a folder"),
             (("spill", source, "/nowhere/at/all"), 1, "No such file or directory"),
-            (("spill", "nobody", path), 1, "no process serves nobody")):
+            (("spill", "nobody", path), 1, "no migration 'nobody' is known")):
         run = lab.run(*args)
         run.check_code(code)
         check(words in run.stderr, "%s says: %s", args, run.stderr)

@@ -16,7 +16,7 @@ from vmm import VmmLab, prerequisites
 
 class CommandLab(VmmLab):
     shape = ("--ram", "8M", "--vcpus", "1")
-    work = ("--working-set", "1M", "--dirty-rate", "200")
+    work = ("--working-set", "1M", "--dirty-rate", "200", "--fill", "4M")
 
     def path(self, name="snap"):
         return os.path.join(self.dir, name)
@@ -28,8 +28,13 @@ class CommandLab(VmmLab):
                               stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                               stderr=subprocess.PIPE, timeout=60 * tap.SLOW)
 
-    def status(self, name):
-        return json.loads(self.run("status", name, "--json").check_code(0).raw[-1])
+    def save_slowly(self, guest):
+        save = self.ferry("save", guest.qemu.uri, self.path(), "--live", "--max-bandwidth", "4K")
+        save.wait_state("active")
+        return save
+
+    def status(self, name, *args):
+        return json.loads(self.run("status", name, "--json", *args).check_code(0).raw[-1])
 
 
 @test(timeout=30, cases={"stdout": (">&-",), "stderr": ("2>&-",)})
@@ -70,6 +75,81 @@ def small_folder(lab, kib):
         raise Skip("no tmpfs: %s" % run.stderr.strip())
     lab.on_close(lambda: subprocess.run(["umount", "-l", folder], check=True))
     return folder
+
+
+@test(timeout=60)
+def a_process_that_does_not_answer(lab):
+    """It is there all the same: status says so, and advises nothing that would be refused."""
+    guest = lab.guest()
+    save = lab.save_slowly(guest)
+    worker = save.worker()
+    os.kill(worker, signal.SIGSTOP)
+    try:
+        status = lab.status(guest.qemu.id, "--timeout", 1)
+        check_equal((status["alive"], status["answers"], status.get("advice")), (True, False, None),
+                    "status")
+        text = lab.run("list", "--timeout", 1).check_code(0).stdout
+        check("does not answer" in text, "list: %s", text)
+        resume = lab.run("resume", guest.qemu.id).check_code(1)
+        check("in use" in resume.stderr and "--id" not in resume.stderr, "resume: %s", resume.stderr)
+    finally:
+        os.kill(worker, signal.SIGCONT)
+    check("answers" not in lab.status(guest.qemu.id), "it does not answer again")
+    lab.run("cancel", guest.qemu.id).check_code(0)
+    save.finish().check_code(1)
+    guest.check_good()
+
+
+@test(timeout=30)
+def nothing_to_do(lab):
+    """Of what is over every command says so, whatever is added to it."""
+    guest, target = lab.guest(), lab.destination()
+    lab.ferry("save", guest.qemu.uri, lab.path()).finish().check_code(0)
+    lab.ferry("restore", target.uri, lab.path()).finish().check_code(0)
+    for name in (guest.qemu.id, target.id + "-in"):
+        for words in (["cancel"], ["continue"], ["postcopy"], ["pause"], ["recover"], ["resume"],
+                      ["resume", "--force-source"], ["resume", "--force-destination"],
+                      ["spill", lab.path("rest")], ["set", "max-bandwidth=1"]):
+            run = lab.run(words[0], name, *words[1:]).check_code(1)
+            check("%s is over: completed" % name in run.stderr, "%s: %s", words, run.stderr)
+            check_equal(run.stdout, "", "what %s prints" % words)
+        check_equal(lab.status(name)["state"], "completed", "the state")
+
+
+@test(timeout=30, cases={"resume": ("resume",), "cancel": ("cancel",)})
+def no_socket_is_left(lab, command):
+    """Of processes that were killed, once a person has said what is to be."""
+    target = lab.destination()
+    recv = lab.recv(target, fault="commit-wait:delay=9000")
+    name = target.id + "-in"
+    if command == "cancel":
+        guest = lab.guest()
+        send = lab.send(guest.qemu, recv.listening, "--timeout", 2)
+        wait_until(lambda: lab.status(name)["phase"] == "commit-wait", 15, "it is in commit-wait")
+    worker = recv.worker()
+    for number in (signal.SIGSTOP, signal.SIGKILL):  # so that neither starts another one
+        os.kill(recv.pid, number)
+        os.kill(worker, number)
+    recv.finish()
+    if command == "cancel":
+        send.finish().check_code(1)
+    check(name + ".sock" in os.listdir(lab.runtime), "there is none before")
+    lab.run(command, name).check_code(0)
+    check_equal(sorted(n for n in os.listdir(lab.runtime) if n.startswith(name)),
+                [name + ".json", name + ".lock"], "what is left")
+
+
+@test(timeout=20)
+def ids(lab):
+    """What cannot be an id is a wrong command line; an unknown one leaves nothing behind."""
+    for words in (["cancel"], ["continue"], ["postcopy"], ["pause"], ["recover"], ["resume"],
+                  ["status"], ["spill", lab.path("rest")], ["set", "max-bandwidth=1"]):
+        for name in ("", "a b", "../x", ".x", "-", "x" * 64, "\u00fc"):
+            run = lab.run(words[0], name, *words[1:]).check_code(2)
+            check("is no id" in run.stderr, "%s %r: %s", words, name, run.stderr)
+        run = lab.run(words[0], "nobody", *words[1:]).check_code(1)
+        check("no migration 'nobody' is known here" in run.stderr, "%s: %s", words, run.stderr)
+    check_equal(os.listdir(lab.runtime), [], "the folder of records")
 
 
 STARTS = {"send": ("source", "precopy"), "recv": ("source", "precopy"), "save": ("source", "save"),
@@ -128,8 +208,9 @@ def no_room_for_the_record(lab):
     folder = small_folder(lab, 64)
     lab.runtime = folder
     guest = lab.guest()
-    save = lab.ferry("save", guest.qemu.uri, lab.path(), "--live", "--max-bandwidth", "4K")
-    save.wait_state("active")
+    save = lab.save_slowly(guest)
+    # By then all that is done to the VMM is noted.
+    save.wait_event(lambda e: e.get("event") == "progress", 10, "progress")
     filler = os.path.join(folder, "filler")
     with open(filler, "wb", buffering=0) as file:
         try:

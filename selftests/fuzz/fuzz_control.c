@@ -153,7 +153,7 @@ static void fuzz_answer(const uint8_t *data, size_t size)
 	a.data = data;
 	a.size = size;
 	must(!pthread_create(&thread, NULL, answer, &a));
-	r = ferry_control_ask("fuzz", request, &ret, &err);
+	r = ferry_control_ask("fuzz", request, 0, &ret, &err);
 	must(!pthread_join(thread, NULL));
 	if (r)
 		must(!ret && err.errnum == -r && err.text[0]);

@@ -258,16 +258,16 @@ static void over_the_socket(void **state)
 
 	(void)state;
 	start(&s);
-	assert_int_equal(ferry_control_ask("vm1", request("status"), &ret, &err), 0);
+	assert_int_equal(ferry_control_ask("vm1", request("status"), 0, &ret, &err), 0);
 	assert_string_equal(text_of(ret, "id"), "vm1");
 	json_object_put(ret);
 	ret = NULL;
 	/* The errno and the text of the other process come through. */
-	assert_int_equal(ferry_control_ask("vm1", request("continue"), &ret, &err), -EINVAL);
+	assert_int_equal(ferry_control_ask("vm1", request("continue"), 0, &ret, &err), -EINVAL);
 	assert_memory_equal(err.text, "vm1 does not wait in pre-switchover", 35);
 	assert_null(ret);
 	stop(&s);
-	assert_int_equal(ferry_control_ask("vm1", request("status"), &ret, &err), -ECONNREFUSED);
+	assert_int_equal(ferry_control_ask("vm1", request("status"), 0, &ret, &err), -ECONNREFUSED);
 	assert_string_equal(err.text, "no process serves vm1");
 }
 
@@ -304,7 +304,7 @@ static void others_do_not_wait(void **state)
 	assert_string_equal(line, "{\"error\":\"the request is too long\",\"errno\":90}");
 	assert_int_equal(ferry_io_read(many, line, 1, ferry_clock_in_ms(SOON_MS)), -ENODATA);
 	close(many);
-	assert_int_equal(ferry_control_ask("vm1", request("status"), &ret, &err), 0);
+	assert_int_equal(ferry_control_ask("vm1", request("status"), 0, &ret, &err), 0);
 	json_object_put(ret);
 	/* All that long before the silent one was given up. */
 	assert_true(ferry_clock_ns() - before_ns < 5 * FERRY_NS_PER_S);
@@ -353,16 +353,16 @@ static void no_sane_answer(void **state)
 	assert_true(s.listen_fd >= 0);
 	pthread_create(&s.thread, NULL, answer_nonsense, &s);
 	for (i = 0; i < 6; i++) {
-		assert_int_equal(ferry_control_ask("vm1", request("status"), &ret, &err), -EPROTO);
+		assert_int_equal(ferry_control_ask("vm1", request("status"), 0, &ret, &err), -EPROTO);
 		assert_string_equal(err.text, "the process that serves vm1 gave no sane answer");
 	}
-	assert_int_equal(ferry_control_ask("vm1", request("status"), &ret, &err), -EREMOTEIO);
+	assert_int_equal(ferry_control_ask("vm1", request("status"), 0, &ret, &err), -EREMOTEIO);
 	assert_string_equal(err.text, "broken");
 	assert_null(ret);
-	assert_int_equal(ferry_control_ask("vm1", request("status"), &ret, &err), 0);
+	assert_int_equal(ferry_control_ask("vm1", request("status"), 0, &ret, &err), 0);
 	json_object_put(ret);
 	ret = NULL;
-	assert_int_equal(ferry_control_ask("vm1", request("status"), &ret, &err), -ECONNREFUSED);
+	assert_int_equal(ferry_control_ask("vm1", request("status"), 0, &ret, &err), -ECONNREFUSED);
 	assert_string_equal(err.text, "no process serves vm1");
 	assert_null(ret);
 	pthread_join(s.thread, NULL);

@@ -177,8 +177,7 @@ static void lock(void **state)
 	assert_true(fd >= 0);
 	assert_true(fcntl(fd, F_GETFD) & FD_CLOEXEC);
 	assert_int_equal(ferry_runtime_lock("vm1", &err), -EBUSY);
-	assert_string_equal(err.text, "id vm1 is in use by a running ferry ('ferry status vm1'); "
-				      "choose another with --id ID");
+	assert_string_equal(err.text, "id vm1 is in use by a running ferry: 'ferry status vm1' tells more");
 	child = fork();
 	if (!child) {
 		pause();

@@ -12,26 +12,15 @@
 #include "agent/store.h"
 #include "base/log.h"
 
-static int control_send(const char *id, struct json_object *request, struct ferry_error *err)
+static int control_send(const struct ferry_args *args, struct json_object *request,
+			struct ferry_error *err)
 {
+	const char *id = args->operands[0];
 	struct json_object *ret = NULL;
-	struct ferry_record record;
-	int r = ferry_runtime_check_id(id, err);
+	int r = ferry_control_ask(id, request, ferry_args_answer_ms(args), &ret, err);
 
-	if (r) {
-		json_object_put(request);
-		return r;
-	}
-	r = ferry_control_ask(id, request, &ret, err);
 	json_object_put(ret);
-	/* A name nobody knows deserves a better answer than "no process". */
-	if (r == -ECONNREFUSED && !ferry_store_load(id, &record, err)) {
-		ferry_error_set(err, ECONNREFUSED,
-				"no process serves %s any more, its state is %s; 'ferry status %s' "
-				"tells what to do", id, ferry_state_name(record.state), id);
-		ferry_record_free(&record);
-	}
-	return r;
+	return r == -ECONNREFUSED ? ferry_store_unserved(id, err) : r;
 }
 
 static struct json_object *request_of(const char *command)
@@ -69,10 +58,7 @@ static int cancel_waiting(const char *id, struct ferry_error *err)
 	ferry_job_init(&job, &hooks);
 	r = ferry_store_load(id, &job.record, err);
 	if (!r && job.record.phase != FERRY_PHASE_COMMIT_WAIT)
-		r = ferry_error_set(err, EINVAL,
-				    "no process serves %s any more, its state is %s; 'ferry status "
-				    "%s' tells what to do", id, ferry_state_name(job.record.state),
-				    id);
+		r = ferry_store_unserved(id, err);
 	if (!r) {
 		job.stats = job.record.stats;
 		job.record.state = FERRY_STATE_CANCELLED;
@@ -85,6 +71,7 @@ static int cancel_waiting(const char *id, struct ferry_error *err)
 		job.record.settled = true;
 		r = ferry_job_save(&job, err);
 		ferry_runtime_forget(id, NULL);
+		ferry_runtime_hang_up(id);
 	}
 	ferry_job_destroy(&job);
 	close(lock_fd);
@@ -94,7 +81,7 @@ static int cancel_waiting(const char *id, struct ferry_error *err)
 int ferry_command_cancel(const struct ferry_args *args)
 {
 	struct ferry_error err = { 0 };
-	int r = control_send(args->operands[0], request_of("cancel"), &err);
+	int r = control_send(args, request_of("cancel"), &err);
 
 	if (r == -ECONNREFUSED)
 		r = cancel_waiting(args->operands[0], &err);
@@ -105,21 +92,21 @@ int ferry_command_continue(const struct ferry_args *args)
 {
 	struct ferry_error err = { 0 };
 
-	return control_exit(control_send(args->operands[0], request_of("continue"), &err), &err);
+	return control_exit(control_send(args, request_of("continue"), &err), &err);
 }
 
 int ferry_command_postcopy(const struct ferry_args *args)
 {
 	struct ferry_error err = { 0 };
 
-	return control_exit(control_send(args->operands[0], request_of("postcopy"), &err), &err);
+	return control_exit(control_send(args, request_of("postcopy"), &err), &err);
 }
 
 int ferry_command_pause(const struct ferry_args *args)
 {
 	struct ferry_error err = { 0 };
 
-	return control_exit(control_send(args->operands[0], request_of("pause"), &err), &err);
+	return control_exit(control_send(args, request_of("pause"), &err), &err);
 }
 
 int ferry_command_set(const struct ferry_args *args)
@@ -136,5 +123,5 @@ int ferry_command_set(const struct ferry_args *args)
 	json_object_object_add(request, "key", json_object_new_string_len(
 		args->operands[1], (int)(eq - args->operands[1])));
 	json_object_object_add(request, "value", json_object_new_string(eq + 1));
-	return control_exit(control_send(args->operands[0], request, &err), &err);
+	return control_exit(control_send(args, request, &err), &err);
 }

@@ -19,6 +19,10 @@ static int recover_check(const struct ferry_record *record, struct ferry_error *
 	if (record->role == FERRY_ROLE_CPR)
 		return ferry_error_set(err, EINVAL, "%s is a cpr, which has no other side to ask: "
 				       "'ferry resume %s' ends it", record->id, record->id);
+	/* It has nobody to tell. */
+	if (record->settled && ferry_file_path(record))
+		return ferry_error_set(err, EALREADY, "%s is over: %s", record->id,
+				       ferry_state_name(record->state));
 	if (record->phase == FERRY_PHASE_OPEN)
 		return ferry_error_set(err, EINVAL,
 				       "%s was not at its switchover, there is nobody to ask: 'ferry "
@@ -45,7 +49,7 @@ static int recover_living(const struct ferry_args *args, struct ferry_error *err
 	json_object_object_add(request, "command", json_object_new_string("recover"));
 	if (args->count > 1)
 		json_object_object_add(request, "uri", json_object_new_string(args->operands[1]));
-	r = ferry_control_ask(args->operands[0], request, &ret, err);
+	r = ferry_control_ask(args->operands[0], request, ferry_args_answer_ms(args), &ret, err);
 	json_object_put(ret);
 	return r;
 }
@@ -54,7 +58,7 @@ static int recover_living(const struct ferry_args *args, struct ferry_error *err
 static int recover_file(const struct ferry_args *args, const char *path, struct ferry_error *err)
 {
 	uint64_t pages = 0;
-	int r = ferry_task_request(args->operands[0], "fill", path, &pages, err);
+	int r = ferry_task_request(args, "fill", path, &pages, err);
 
 	if (!r && !args->quiet)
 		printf("%s: %llu pages were taken in from %s; the guest has all of its memory\n",
@@ -72,10 +76,7 @@ int ferry_command_recover(const struct ferry_args *args)
 
 	if (args->count > 1 && !strncmp(args->operands[1], "file:", 5))
 		path = args->operands[1] + 5;
-	r = ferry_runtime_check_id(args->operands[0], &err);
-	if (!r && args->count > 1 && !path)
-		r = ferry_uri_parse(args->operands[1], &uri, &err);
-	if (r) {
+	if (args->count > 1 && !path && ferry_uri_parse(args->operands[1], &uri, &err)) {
 		ferry_log_error("%s", err.text);
 		return FERRY_EXIT_USAGE;
 	}

@@ -186,15 +186,15 @@ static int resume_locked(const struct ferry_args *args, struct ferry_job *job,
 		return r;
 	source = job->record.role != FERRY_ROLE_DESTINATION;
 	job->stats = job->record.stats;
+	if (job->record.settled)
+		return ferry_error_set(err, EALREADY, "%s is over: %s, nothing to resume",
+				       job->record.id, ferry_state_name(job->record.state));
 	if ((source && args->force_destination) || (!source && args->force_source))
 		return ferry_error_set(err, EINVAL,
 				       "%s is the %s: type --force-%s here, or --force-%s on the "
 				       "other host", job->record.id, source ? "source" : "destination",
 				       source ? "source" : "destination",
 				       source ? "destination" : "source");
-	if (job->record.settled)
-		return ferry_error_set(err, EALREADY, "%s is over: %s, nothing to resume",
-				       job->record.id, ferry_state_name(job->record.state));
 	if (job->record.role == FERRY_ROLE_CPR)
 		return resume_cpr(job, args->force_source, err);
 	return source ? resume_source(job, args->force_source, err) :
@@ -226,6 +226,7 @@ int ferry_command_resume(const struct ferry_args *args)
 	}
 	ferry_job_init(&job, &hooks);
 	r = resume_locked(args, &job, &err);
+	ferry_runtime_hang_up(args->operands[0]);
 	ferry_job_destroy(&job);
 	close(lock_fd);
 	if (!r)

@@ -11,7 +11,7 @@
 
 #include "agent/command.h"
 #include "agent/control.h"
-#include "agent/runtime.h"
+#include "agent/store.h"
 #include "base/clock.h"
 #include "base/log.h"
 
@@ -30,7 +30,7 @@ static int absolute(const char *path, char out[PATH_MAX], struct ferry_error *er
 }
 
 /* Until it has ended. Return: 0; -EREMOTEIO it failed; as ferry_control_ask(). */
-static int await(const char *id, uint64_t *pages, struct ferry_error *err)
+static int await(const struct ferry_args *args, uint64_t *pages, struct ferry_error *err)
 {
 	for (;;) {
 		struct json_object *request = json_object_new_object(), *ret = NULL, *v;
@@ -38,7 +38,7 @@ static int await(const char *id, uint64_t *pages, struct ferry_error *err)
 		int r;
 
 		json_object_object_add(request, "command", json_object_new_string("task"));
-		r = ferry_control_ask(id, request, &ret, err);
+		r = ferry_control_ask(args->operands[0], request, ferry_args_answer_ms(args), &ret, err);
 		if (r)
 			return r;
 		if (json_object_object_get_ex(ret, "pages", &v))
@@ -56,8 +56,8 @@ static int await(const char *id, uint64_t *pages, struct ferry_error *err)
 	}
 }
 
-int ferry_task_request(const char *id, const char *command, const char *path, uint64_t *pages,
-		       struct ferry_error *err)
+int ferry_task_request(const struct ferry_args *args, const char *command, const char *path,
+		       uint64_t *pages, struct ferry_error *err)
 {
 	struct json_object *request, *ret = NULL;
 	char full[PATH_MAX];
@@ -68,9 +68,9 @@ int ferry_task_request(const char *id, const char *command, const char *path, ui
 	request = json_object_new_object();
 	json_object_object_add(request, "command", json_object_new_string(command));
 	json_object_object_add(request, "path", json_object_new_string(full));
-	r = ferry_control_ask(id, request, &ret, err);
+	r = ferry_control_ask(args->operands[0], request, ferry_args_answer_ms(args), &ret, err);
 	json_object_put(ret);
-	return r ? r : await(id, pages, err);
+	return r ? r : await(args, pages, err);
 }
 
 int ferry_command_spill(const struct ferry_args *args)
@@ -78,13 +78,10 @@ int ferry_command_spill(const struct ferry_args *args)
 	const char *id = args->operands[0], *path = args->operands[1];
 	struct ferry_error err = { 0 };
 	uint64_t pages = 0;
-	int r = ferry_runtime_check_id(id, &err);
+	int r = ferry_task_request(args, "spill", path, &pages, &err);
 
-	if (!r)
-		r = ferry_task_request(id, "spill", path, &pages, &err);
 	if (r == -ECONNREFUSED)
-		ferry_error_set(&err, ECONNREFUSED, "no process serves %s; if it is paused, 'ferry "
-				"recover %s' starts one", id, id);
+		ferry_store_unserved(id, &err);
 	if (r) {
 		ferry_log_error("%s", err.text);
 		return FERRY_EXIT_FAILED;

@@ -41,11 +41,13 @@ static void status_advice(const struct ferry_record *r, char *text, size_t room)
 }
 
 /* Ask the process, or read what it left. Return: the object, or NULL with a text. */
-static struct json_object *status_get(const char *id, struct ferry_error *err)
+static struct json_object *status_get(const char *id, unsigned int timeout_ms,
+				      struct ferry_error *err)
 {
 	struct json_object *request = json_object_new_object(), *status = NULL;
 	struct ferry_record record;
 	char advice[512];
+	bool silent;
 	int r;
 
 	json_object_object_add(request, "command", json_object_new_string("status"));
@@ -53,13 +55,18 @@ static struct json_object *status_get(const char *id, struct ferry_error *err)
 		json_object_put(request);
 		return NULL;
 	}
-	if (!ferry_control_ask(id, request, &status, NULL))
+	r = ferry_control_ask(id, request, timeout_ms, &status, NULL);
+	if (!r)
 		return status;
+	/* One that is stopped, or stuck, is there all the same: nothing may be done in its place. */
+	silent = r != -ECONNREFUSED;
 	r = ferry_store_load(id, &record, err);
 	if (r)
 		return NULL;
-	status = ferry_control_status(&record, record.state, &record.stats, false);
-	if (!record.settled) {
+	status = ferry_control_status(&record, record.state, &record.stats, silent);
+	if (silent)
+		json_object_object_add(status, "answers", json_object_new_boolean(false));
+	if (!record.settled && !silent) {
 		status_advice(&record, advice, sizeof(advice));
 		json_object_object_add(status, "advice", json_object_new_string(advice));
 	}
@@ -81,6 +88,15 @@ static uint64_t number_of(struct json_object *o, const char *key)
 	return json_object_object_get_ex(o, key, &v) ? json_object_get_uint64(v) : 0;
 }
 
+static const char *status_remark(struct json_object *s)
+{
+	if (json_object_object_get_ex(s, "answers", NULL))
+		return "  (its process does not answer)";
+	if (json_object_get_boolean(json_object_object_get(s, "alive")))
+		return "";
+	return text_of(s, "advice")[0] ? "  (no process left)" : "";
+}
+
 static void status_line(struct json_object *s)
 {
 	char sent[16];
@@ -88,9 +104,7 @@ static void status_line(struct json_object *s)
 	ferry_report_bytes(number_of(s, "sent_bytes"), sent);
 	printf("%-20s %-12s %-16s guest: %-12s %s sent, %llu rounds%s\n", text_of(s, "id"),
 	       text_of(s, "role"), text_of(s, "state"), text_of(s, "guest"), sent,
-	       (unsigned long long)number_of(s, "rounds"),
-	       json_object_get_boolean(json_object_object_get(s, "alive")) ? "" :
-	       text_of(s, "advice")[0] ? "  (no process left)" : "");
+	       (unsigned long long)number_of(s, "rounds"), status_remark(s));
 }
 
 static const char *relation(struct json_object *s)
@@ -116,12 +130,16 @@ static void status_whole(struct json_object *s)
 			       ", RAM verified equal" : "");
 	if (text_of(s, "error")[0])
 		printf("  error: %s\n", text_of(s, "error"));
+	if (json_object_object_get_ex(s, "answers", NULL))
+		printf("  its worker (pid %d) does not answer: this is what it noted last\n",
+		       (int)number_of(s, "worker"));
 	if (text_of(s, "advice")[0])
 		printf("  no process serves it any more; type:\n    %s\n", text_of(s, "advice"));
 }
 
 struct list_context {
 	bool json;
+	unsigned int answer_ms;
 	int failed;
 };
 
@@ -129,7 +147,7 @@ static void list_one(void *ctx, const char *id)
 {
 	struct list_context *list = ctx;
 	struct ferry_error err = { 0 };
-	struct json_object *s = status_get(id, &err);
+	struct json_object *s = status_get(id, list->answer_ms, &err);
 
 	if (!s) {
 		ferry_log_error("%s", err.text);
@@ -146,7 +164,9 @@ static void list_one(void *ctx, const char *id)
 
 int ferry_command_list(const struct ferry_args *args)
 {
-	struct list_context list = { .json = args->json };
+	struct list_context list = {
+		.json = args->json, .answer_ms = ferry_args_answer_ms(args),
+	};
 	struct ferry_error err = { 0 };
 
 	if (ferry_store_list(list_one, &list, &err)) {
@@ -163,7 +183,7 @@ int ferry_command_status(const struct ferry_args *args)
 
 	if (!args->count)
 		return ferry_command_list(args);
-	s = status_get(args->operands[0], &err);
+	s = status_get(args->operands[0], ferry_args_answer_ms(args), &err);
 	if (!s) {
 		ferry_log_error("%s", err.text);
 		return FERRY_EXIT_FAILED;

@@ -356,9 +356,10 @@ static int control_connect(const char *id, const struct sockaddr_un *addr, uint6
 
 /* One connection, one request. Return: the length of the answer, or -errno. */
 static int control_ask_once(const char *id, const struct sockaddr_un *addr,
-			    struct json_object *request, char *line, struct ferry_error *err)
+			    struct json_object *request, unsigned int timeout_ms, char *line,
+			    struct ferry_error *err)
 {
-	uint64_t deadline_ns = ferry_clock_in_ms(CONTROL_ANSWER_MS);
+	uint64_t deadline_ns = ferry_clock_in_ms(timeout_ms ? timeout_ms : CONTROL_ANSWER_MS);
 	int fd = control_connect(id, addr, deadline_ns, err);
 	int r;
 
@@ -377,8 +378,8 @@ static bool control_hung_up(int r)
 	return r == -ENODATA || r == -EPIPE || r == -ECONNRESET;
 }
 
-int ferry_control_ask(const char *id, struct json_object *request, struct json_object **ret,
-		      struct ferry_error *err)
+int ferry_control_ask(const char *id, struct json_object *request, unsigned int timeout_ms,
+		      struct json_object **ret, struct ferry_error *err)
 {
 	uint64_t dying_ns = ferry_clock_in_ms(CONTROL_DYING_MS);
 	char *line = malloc(CONTROL_REPLY_MAX);
@@ -388,7 +389,7 @@ int ferry_control_ask(const char *id, struct json_object *request, struct json_o
 	r = line ? control_address(id, &addr, err) : ferry_error_set(err, ENOMEM, "out of memory");
 	if (r)
 		goto out;
-	while (control_hung_up(r = control_ask_once(id, &addr, request, line, err)) &&
+	while (control_hung_up(r = control_ask_once(id, &addr, request, timeout_ms, line, err)) &&
 	       ferry_clock_ns() < dying_ns)
 		ferry_clock_sleep_ns(CONTROL_RETRY_NS);
 	if (r >= 0)

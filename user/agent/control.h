@@ -39,6 +39,7 @@ struct json_object *ferry_control_status(const struct ferry_record *record, enum
 /**
  * ferry_control_ask() - client: send one request, take the reply
  * @request: put by the callee
+ * @timeout_ms: for the connection, and for the answer; 0: what one that is well never takes
  * @ret: the "return" member, to be put
  *
  * A process that hangs up without a word is asked again for a second: it may be dying, and another
@@ -46,7 +47,7 @@ struct json_object *ferry_control_status(const struct ferry_record *record, enum
  *
  * Return: 0; -ECONNREFUSED no process serves this id; the errno of the reply, with its text.
  */
-int ferry_control_ask(const char *id, struct json_object *request, struct json_object **ret,
-		      struct ferry_error *err);
+int ferry_control_ask(const char *id, struct json_object *request, unsigned int timeout_ms,
+		      struct json_object **ret, struct ferry_error *err);
 
 #endif

@@ -332,15 +332,6 @@ static int guardian_loop(struct guardian *g)
 	}
 }
 
-/* The id's socket goes with the last process that served it. */
-static void guardian_tidy(const struct guardian *g)
-{
-	char path[FERRY_RUNTIME_PATH];
-
-	if (!ferry_runtime_path(g->id, "sock", path, NULL))
-		unlink(path);
-}
-
 int ferry_guardian_run(struct ferry_worker_params *params)
 {
 	struct guardian g = {
@@ -356,7 +347,8 @@ int ferry_guardian_run(struct ferry_worker_params *params)
 	if (guardian_start(&g, params))
 		return 1;
 	code = guardian_loop(&g);
-	guardian_tidy(&g);
+	/* The socket goes with the last process that served it. */
+	ferry_runtime_hang_up(g.id);
 	return code;
 }
 
@@ -396,6 +388,6 @@ int ferry_guardian_adopt(int count, char **args)
 	} else {
 		i = guardian_loop(&g);
 	}
-	guardian_tidy(&g);
+	ferry_runtime_hang_up(g.id);
 	return i;
 }

@@ -8,6 +8,7 @@
 #include "agent/command.h"
 #include "agent/guardian.h"
 #include "agent/nearest.h"
+#include "agent/runtime.h"
 #include "base/log.h"
 
 struct command {
@@ -92,6 +93,12 @@ static int run_command(const struct command *c, int argc, char **argv)
 		ferry_log_error("ferry %s takes %s", c->name,
 				c->operands[0] ? c->operands : "no words after it");
 		command_usage(stderr, c);
+		return FERRY_EXIT_USAGE;
+	}
+	/* "ID" or "[ID]" */
+	if (args.count && c->operands[strspn(c->operands, "[")] == 'I' &&
+	    ferry_runtime_check_id(args.operands[0], &err)) {
+		ferry_log_error("%s", err.text);
 		return FERRY_EXIT_USAGE;
 	}
 	return c->run(&args);

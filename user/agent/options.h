@@ -46,6 +46,12 @@ struct ferry_args {
 int ferry_options_parse(const char *command, unsigned int takes, int argc, char **argv,
 			struct ferry_args *args, struct ferry_error *err);
 
+/** ferry_args_answer_ms() - what is asked of a process of this host may take; 0: none was given. */
+static inline unsigned int ferry_args_answer_ms(const struct ferry_args *args)
+{
+	return args->timeout ? args->job.timeout_ms : 0;
+}
+
 /** ferry_options_print() - one line an option that @takes allows. */
 void ferry_options_print(unsigned int takes);
 

@@ -152,6 +152,14 @@ int ferry_runtime_default_id(const char *guest, const char *suffix, char *id, un
 	return 0;
 }
 
+void ferry_runtime_hang_up(const char *id)
+{
+	char path[FERRY_RUNTIME_PATH];
+
+	if (!ferry_runtime_path(id, "sock", path, NULL))
+		unlink(path);
+}
+
 int ferry_runtime_lock(const char *id, struct ferry_error *err)
 {
 	uint64_t dying_ns = ferry_clock_in_ms(RUNTIME_DYING_MS);
@@ -170,9 +178,8 @@ int ferry_runtime_lock(const char *id, struct ferry_error *err)
 	if (r) {
 		close(fd);
 		if (r == -EWOULDBLOCK)
-			return ferry_error_set(err, EBUSY,
-					       "id %s is in use by a running ferry ('ferry status "
-					       "%s'); choose another with --id ID", id, id);
+			return ferry_error_set(err, EBUSY, "id %s is in use by a running ferry: "
+					       "'ferry status %s' tells more", id, id);
 		return ferry_error_set(err, -r, "cannot lock %s: %s", path, strerror(-r));
 	}
 	return fd;

@@ -37,6 +37,9 @@ int ferry_runtime_check_id(const char *id, struct ferry_error *err);
  */
 int ferry_runtime_lock(const char *id, struct ferry_error *err);
 
+/** ferry_runtime_hang_up() - remove the control socket; whoever does it holds the lock. */
+void ferry_runtime_hang_up(const char *id);
+
 /**
  * ferry_runtime_kept() - a file that outlives all processes of the migration
  * @name: "placed" or "layout"

@@ -170,6 +170,9 @@ static int start_new(const struct ferry_args *args, enum ferry_role role, bool f
 	}
 	params->report.style = ferry_report_choose(args->json, args->quiet);
 	params->lock_fd = ferry_runtime_lock(params->record.id, &err);
+	if (params->lock_fd == -EBUSY)
+		ferry_error_set(&err, EBUSY, "id %s is in use by a running ferry ('ferry status %s'); "
+				"choose another with --id ID", params->record.id, params->record.id);
 	r = params->lock_fd < 0 ? params->lock_fd : start_check_record(params->record.id, &err);
 	if (!r && role == FERRY_ROLE_CPR)
 		r = ferry_runtime_path(params->record.id, "kept", params->record.kept, &err);

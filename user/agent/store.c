@@ -413,6 +413,24 @@ out:
 	return r;
 }
 
+int ferry_store_unserved(const char *id, struct ferry_error *err)
+{
+	struct ferry_record record = { 0 };
+	int r = ferry_store_load(id, &record, err);
+
+	if (r)
+		return r;
+	if (record.settled)
+		r = ferry_error_set(err, ECONNREFUSED, "%s is over: %s", id,
+				    ferry_state_name(record.state));
+	else
+		r = ferry_error_set(err, ECONNREFUSED, "no process serves %s any more, its state is "
+				    "%s; 'ferry status %s' tells what to do", id,
+				    ferry_state_name(record.state), id);
+	ferry_record_free(&record);
+	return r;
+}
+
 static int store_filter(const struct dirent *d)
 {
 	size_t n = strlen(d->d_name);

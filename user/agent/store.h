@@ -27,4 +27,12 @@ struct json_object;
 /** ferry_store_stats() - add the numbers of a migration to an object, as §JSON names them. */
 void ferry_store_stats(struct json_object *to, const struct ferry_stats *stats);
 
+/**
+ * ferry_store_unserved() - what to tell somebody who wants something of a process that is not there
+ *
+ * Return: -ECONNREFUSED with a text: that it is over, or what to type; -errno, above all -ENOENT
+ * such an id is not known.
+ */
+int ferry_store_unserved(const char *id, struct ferry_error *err);
+
 #endif

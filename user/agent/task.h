@@ -4,16 +4,17 @@
 
 #include <stdint.h>
 
-#include "base/error.h"
+#include "agent/options.h"
 
 /**
  * ferry_task_request() - have the process of an id carry out a task, and wait for its end
+ * @args: the first operand is the id
  * @command: "spill" or "fill"
  * @pages: how many were written or taken in
  *
  * Return: 0; -ECONNREFUSED no process serves the id; -EREMOTEIO it failed, with the reason.
  */
-int ferry_task_request(const char *id, const char *command, const char *path, uint64_t *pages,
-		       struct ferry_error *err);
+int ferry_task_request(const struct ferry_args *args, const char *command, const char *path,
+		       uint64_t *pages, struct ferry_error *err);
 
 #endif
