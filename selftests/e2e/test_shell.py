@@ -104,8 +104,8 @@ def a_process_that_does_not_answer(lab):
 def nothing_to_do(lab):
     """Of what is over every command says so, whatever is added to it."""
     guest, target = lab.guest(), lab.destination()
-    lab.ferry("save", guest.qemu.uri, lab.path()).finish().check_code(0)
-    lab.ferry("restore", target.uri, lab.path()).finish().check_code(0)
+    save = lab.ferry("save", guest.qemu.uri, lab.path()).finish().check_code(0)
+    restore = lab.ferry("restore", target.uri, lab.path()).finish().check_code(0)
     for name in (guest.qemu.id, target.id + "-in"):
         for words in (["cancel"], ["continue"], ["postcopy"], ["pause"], ["recover"], ["resume"],
                       ["resume", "--force-source"], ["resume", "--force-destination"],
@@ -114,6 +114,11 @@ def nothing_to_do(lab):
             check("%s is over: completed" % name in run.stderr, "%s: %s", words, run.stderr)
             check_equal(run.stdout, "", "what %s prints" % words)
         check_equal(lab.status(name)["state"], "completed", "the state")
+    for one in (save, restore):
+        record, result = lab.status(one.result["id"]), one.result
+        differs = {k: (v, record[k]) for k, v in result.items()
+                   if k in record and v != record[k]}
+        check_equal(differs, {}, "what the result and the record tell differently")
 
 
 @test(timeout=30, cases={"resume": ("resume",), "cancel": ("cancel",)})
@@ -134,7 +139,9 @@ def no_socket_is_left(lab, command):
     if command == "cancel":
         send.finish().check_code(1)
     check(name + ".sock" in os.listdir(lab.runtime), "there is none before")
-    lab.run(command, name).check_code(0)
+    run = lab.run(command, name, "--json").check_code(0)
+    if command == "resume":
+        check_equal(json.loads(run.stdout), lab.status(name), "what it prints, and status")
     check_equal(sorted(n for n in os.listdir(lab.runtime) if n.startswith(name)),
                 [name + ".json", name + ".lock"], "what is left")
 
@@ -150,6 +157,35 @@ def ids(lab):
         run = lab.run(words[0], "nobody", *words[1:]).check_code(1)
         check("no migration 'nobody' is known here" in run.stderr, "%s: %s", words, run.stderr)
     check_equal(os.listdir(lab.runtime), [], "the folder of records")
+    for setting in ("colour=red", "=1", "max-bandwidth=fast", "max-bandwidth=", "downtime-limit=0",
+                    "downtime-limit=4294967296", "on-stall=pray", "max-bandwidth"):
+        run = lab.run("set", "nobody", setting).check_code(2)
+        check("nobody" not in run.stderr and run.stderr, "%s: %s", setting, run.stderr)
+
+
+@test(timeout=20)
+def records_that_are_none(lab):
+    """Of a damaged or later one status says so, and the others are listed all the same."""
+    guest = lab.guest()
+    lab.ferry("save", guest.qemu.uri, lab.path(), "--id", "m").finish().check_code(0)
+    good = open(os.path.join(lab.runtime, "m.json")).read()
+    check_equal(json.loads(good)["version"], 1, "the version")
+    bad = {"empty": "", "cut": good[:100].replace('"m"', '"cut"'), "list": "[]", "noise": "\0\1" * 99,
+           "later": good.replace('"version":1', '"version":2').replace('"m"', '"later"')
+                        .replace('"version": 1', '"version": 2'),
+           "renamed": good}
+    for name, text in bad.items():
+        with open(os.path.join(lab.runtime, name + ".json"), "w") as file:
+            file.write(text)
+    os.mkfifo(os.path.join(lab.runtime, "pipe.json"))
+    for name in list(bad) + ["pipe"]:
+        for command in ("status", "resume", "recover", "cancel"):
+            run = lab.run(command, name).check_code(1)
+            check(name + ".json cannot be used: it is damaged, or of another version" in run.stderr,
+                  "%s %s: %s", command, name, run.stderr)
+    run = lab.run("list", "--json").check_code(1)
+    check_equal([json.loads(line)["id"] for line in run.raw], ["m"], "what is listed")
+    check_equal(run.stderr.count("cannot be used"), len(bad) + 1, "what is said of the others")
 
 
 STARTS = {"send": ("source", "precopy"), "recv": ("source", "precopy"), "save": ("source", "save"),

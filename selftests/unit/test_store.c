@@ -271,7 +271,8 @@ static void refused(void)
 
 	assert_int_equal(ferry_store_load("vm1", &got, &err), -EPROTO);
 	snprintf(text, sizeof(text),
-		 "the record %s/vm1.json cannot be used: it is no record of this ferry", dir);
+		 "the record %s/vm1.json cannot be used: it is damaged, or of another version of "
+		 "ferry; once you know where its guest is, remove it", dir);
 	assert_string_equal(err.text, text);
 }
 

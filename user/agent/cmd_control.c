@@ -111,17 +111,23 @@ int ferry_command_pause(const struct ferry_args *args)
 
 int ferry_command_set(const struct ferry_args *args)
 {
-	struct json_object *request = request_of("set");
-	const char *eq = strchr(args->operands[1], '=');
+	const char *word = args->operands[1], *eq = strchr(word, '=');
+	char key[32] = "";
+	struct json_object *request;
 	struct ferry_error err = { 0 };
 
 	if (!eq) {
-		json_object_put(request);
 		ferry_log_error("ferry set takes KEY=VALUE, like max-bandwidth=100M");
 		return FERRY_EXIT_USAGE;
 	}
-	json_object_object_add(request, "key", json_object_new_string_len(
-		args->operands[1], (int)(eq - args->operands[1])));
+	/* One that is cut off here is none either. */
+	snprintf(key, sizeof(key), "%.*s", (int)(eq - word), word);
+	if (ferry_job_set_check(key, eq + 1, &err)) {
+		ferry_log_error("%s", err.text);
+		return FERRY_EXIT_USAGE;
+	}
+	request = request_of("set");
+	json_object_object_add(request, "key", json_object_new_string(key));
 	json_object_object_add(request, "value", json_object_new_string(eq + 1));
 	return control_exit(control_send(args, request, &err), &err);
 }

@@ -60,7 +60,9 @@ static int recover_file(const struct ferry_args *args, const char *path, struct 
 	uint64_t pages = 0;
 	int r = ferry_task_request(args, "fill", path, &pages, err);
 
-	if (!r && !args->quiet)
+	if (!r && args->json)
+		ferry_task_print(args->operands[0], "filled", path, pages);
+	else if (!r && !args->quiet)
 		printf("%s: %llu pages were taken in from %s; the guest has all of its memory\n",
 		       args->operands[0], (unsigned long long)pages, path);
 	return r;

@@ -1,11 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include <errno.h>
 #include <signal.h>
+#include <stdarg.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
 
 #include "agent/command.h"
+#include "agent/control.h"
+#include "agent/report.h"
 #include "agent/runtime.h"
 #include "agent/store.h"
 #include "base/log.h"
@@ -18,6 +22,23 @@ static int resume_save(void *ctx, const struct ferry_record *record, struct ferr
 {
 	(void)ctx;
 	return ferry_store_save(record, err);
+}
+
+/* What was done: words, or with --json the record as 'status' prints it. */
+__attribute__((format(printf, 2, 3)))
+static void resume_tell(struct ferry_job *job, const char *fmt, ...)
+{
+	const struct ferry_args *args = job->hooks->ctx;
+	va_list ap;
+
+	if (args->json)
+		ferry_report_print(ferry_control_status(&job->record, job->record.state, &job->stats,
+							false));
+	if (args->json || args->quiet)
+		return;
+	va_start(ap, fmt);
+	vprintf(fmt, ap);
+	va_end(ap);
 }
 
 static int resume_end(struct ferry_job *job, enum ferry_state state, struct ferry_error *err)
@@ -63,7 +84,7 @@ static int resume_source(struct ferry_job *job, bool force, struct ferry_error *
 	if (!r)
 		r = resume_end(job, FERRY_STATE_FAILED, err);
 	if (!r)
-		printf("%s: the guest is back as it was before, at the source\n%s", id,
+		resume_tell(job, "%s: the guest is back as it was before, at the source\n%s", id,
 		       job->record.disturbed_peer && job->record.phase == FERRY_PHASE_ABORTED ?
 			       "A destination may still wait for it; 'ferry recover' with this id "
 			       "tells it to give up.\n" : "");
@@ -91,7 +112,7 @@ static int resume_own(struct ferry_job *job, struct ferry_error *err)
 	if (!r)
 		r = resume_end(job, FERRY_STATE_COMPLETED, err);
 	if (!r)
-		printf("%s: the guest runs here, at the destination\n", job->record.id);
+		resume_tell(job, "%s: the guest runs here, at the destination\n", job->record.id);
 	return r;
 }
 
@@ -128,7 +149,7 @@ static int resume_destination(struct ferry_job *job, bool force, struct ferry_er
 		if (ferry_file_path(&job->record) && kill(job->record.vmm, 0) && errno == ESRCH) {
 			r = resume_end(job, FERRY_STATE_FAILED, err);
 			if (!r)
-				printf("%s: its VMM is gone; nothing is left of it\n", id);
+				resume_tell(job, "%s: its VMM is gone; nothing is left of it\n", id);
 			return r;
 		}
 		return ferry_error_set(err, EPERM,
@@ -148,7 +169,7 @@ static int resume_destination(struct ferry_job *job, bool force, struct ferry_er
 	if (!r)
 		ferry_runtime_forget(id, NULL);
 	if (!r)
-		printf("%s: cleaned up; the guest never ran here\n", id);
+		resume_tell(job, "%s: cleaned up; the guest never ran here\n", id);
 	return r;
 }
 
@@ -169,10 +190,10 @@ static int resume_cpr(struct ferry_job *job, bool force, struct ferry_error *err
 	ferry_cpr_recover(job, &out);
 	if (out.exit_code == 3)
 		return ferry_error_set(err, EPERM, "%s\n%s", out.error.text, out.advice);
-	printf("%s: the guest is %s\n", job->record.id,
-	       out.where == FERRY_WHERE_DESTINATION ? "in the new VMM" :
-	       out.where == FERRY_WHERE_SOURCE ? "back as it was before, in the old VMM" :
-	       "gone with its VMM");
+	resume_tell(job, "%s: the guest is %s\n", job->record.id,
+		    out.where == FERRY_WHERE_DESTINATION ? "in the new VMM" :
+		    out.where == FERRY_WHERE_SOURCE ? "back as it was before, in the old VMM" :
+		    "gone with its VMM");
 	return 0;
 }
 
@@ -203,7 +224,7 @@ static int resume_locked(const struct ferry_args *args, struct ferry_job *job,
 
 int ferry_command_resume(const struct ferry_args *args)
 {
-	const struct ferry_job_hooks hooks = { .save = resume_save };
+	const struct ferry_job_hooks hooks = { .save = resume_save, .ctx = (void *)(uintptr_t)args };
 	struct ferry_error err = { 0 };
 	struct ferry_record known;
 	struct ferry_job job;

@@ -11,6 +11,7 @@
 
 #include "agent/command.h"
 #include "agent/control.h"
+#include "agent/report.h"
 #include "agent/store.h"
 #include "base/clock.h"
 #include "base/log.h"
@@ -73,6 +74,17 @@ int ferry_task_request(const struct ferry_args *args, const char *command, const
 	return r ? r : await(args, pages, err);
 }
 
+void ferry_task_print(const char *id, const char *event, const char *path, uint64_t pages)
+{
+	struct json_object *o = json_object_new_object();
+
+	json_object_object_add(o, "event", json_object_new_string(event));
+	json_object_object_add(o, "id", json_object_new_string(id));
+	json_object_object_add(o, "file", json_object_new_string(path));
+	json_object_object_add(o, "pages", json_object_new_uint64(pages));
+	ferry_report_print(o);
+}
+
 int ferry_command_spill(const struct ferry_args *args)
 {
 	const char *id = args->operands[0], *path = args->operands[1];
@@ -86,7 +98,9 @@ int ferry_command_spill(const struct ferry_args *args)
 		ferry_log_error("%s", err.text);
 		return FERRY_EXIT_FAILED;
 	}
-	if (!args->quiet)
+	if (args->json)
+		ferry_task_print(id, "spilled", path, pages);
+	else if (!args->quiet)
 		printf("%s: %llu pages that the destination may lack are in %s. At the destination:\n"
 		       "  ferry recover ITS-ID file:FILE\n", id, (unsigned long long)pages, path);
 	return FERRY_EXIT_DONE;

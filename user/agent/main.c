@@ -43,7 +43,7 @@ static const struct command commands[] = {
 	{ "pause", "ID", 1, 1, 0, "postcopy: cut the link until 'recover'", ferry_command_pause },
 	{ "spill", "ID FILE", 2, 2, 0, "postcopy: write what the destination lacks to a file",
 	  ferry_command_spill },
-	{ "set", "ID KEY=VALUE", 2, 2, 0, "max-bandwidth=SIZE, downtime-limit=MS",
+	{ "set", "ID KEY=VALUE", 2, 2, 0, "max-bandwidth=SIZE, downtime-limit=MS or on-stall=POLICY",
 	  ferry_command_set },
 	{ "recover", "ID [URI]", 1, 2, 0, "ask the other side what happened, and end it by that",
 	  ferry_command_recover },
@@ -71,7 +71,8 @@ static void usage(FILE *out)
 
 static void command_usage(FILE *out, const struct command *c)
 {
-	fprintf(out, "usage: ferry %s %s [OPTIONS]\n%s\n", c->name, c->operands, c->help);
+	fprintf(out, "usage: ferry %s %s%s[OPTIONS]\n%s\n", c->name, c->operands,
+		c->operands[0] ? " " : "", c->help);
 	if (out == stdout)
 		ferry_options_print(c->takes);
 }

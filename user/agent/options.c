@@ -188,7 +188,7 @@ static const struct option_spec option_specs[] = {
 	  set_bandwidth },
 	{ "--downtime-limit", "MS", FERRY_TAKES_SEND | FERRY_TAKES_SAVE, "switch over when it fits this (300)",
 	  set_downtime },
-	{ "--tracker", "NAME", FERRY_TAKES_SEND | FERRY_TAKES_SAVE, "auto, pagemap, softdirty or none (auto)",
+	{ "--tracker", "NAME", FERRY_TAKES_SEND | FERRY_TAKES_SAVE, "auto, kmod, port, pagemap, softdirty or none (auto)",
 	  set_tracker },
 	{ "--dma-barrier", NULL, FERRY_TAKES_SEND | FERRY_TAKES_SAVE, "stop the guest shortly at each scan",
 	  set_dma_barrier },

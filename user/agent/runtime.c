@@ -20,10 +20,16 @@
 
 static int runtime_make(const char *path)
 {
+	struct stat st;
+
 	if (!mkdir(path, 0700))
 		return 0;
 	if (errno != EEXIST)
 		return -errno;
+	if (stat(path, &st))
+		return -errno;
+	if (!S_ISDIR(st.st_mode))
+		return -ENOTDIR;
 	return access(path, W_OK | X_OK) ? -errno : 0;
 }
 

@@ -359,7 +359,8 @@ static int store_decode(struct json_object *o, struct ferry_record *r)
 
 static int store_read(const char *path, char **text)
 {
-	int fd = open(path, O_RDONLY | O_CLOEXEC);
+	/* Not to hang on a pipe. */
+	int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
 	off_t size;
 	int r = 0;
 
@@ -405,8 +406,9 @@ int ferry_store_load(const char *id, struct ferry_record *record, struct ferry_e
 		r = -EPROTO;
 	}
 	if (r)
-		ferry_error_set(err, -r, "the record %s cannot be used: %s", path,
-				r == -EPROTO ? "it is no record of this ferry" : strerror(-r));
+		ferry_error_set(err, -r, "the record %s cannot be used: %s", path, r == -EPROTO ?
+				"it is damaged, or of another version of ferry; once you know where its "
+				"guest is, remove it" : strerror(-r));
 	json_object_put(o);
 out:
 	free(text);

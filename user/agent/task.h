@@ -17,4 +17,7 @@
 int ferry_task_request(const struct ferry_args *args, const char *command, const char *path,
 		       uint64_t *pages, struct ferry_error *err);
 
+/** ferry_task_print() - that it has ended, for --json. */
+void ferry_task_print(const char *id, const char *event, const char *path, uint64_t pages);
+
 #endif

@@ -330,9 +330,7 @@ void ferry_cpr_run(struct ferry_job *job, struct ferry_outcome *out)
 	} else {
 		ferry_cpr_back(&c, FERRY_STATE_FAILED, &err, out);
 	}
-	pthread_mutex_lock(&job->lock);
-	job->stats.total_ns = ferry_clock_ns() - job->started_ns;
-	pthread_mutex_unlock(&job->lock);
+	ferry_job_took(job);
 	cpr_free(&c);
 }
 

@@ -446,10 +446,7 @@ static void destination_end(struct ferry_destination *d, struct ferry_outcome *o
 	struct ferry_job *job = d->job;
 
 	job->record.settled = out->exit_code != 3;
-	pthread_mutex_lock(&job->lock);
-	if (!job->stats.total_ns)
-		job->stats.total_ns = ferry_clock_ns() - job->started_ns;
-	pthread_mutex_unlock(&job->lock);
+	ferry_job_took(job);
 	if (out->error.text[0])
 		snprintf(job->record.error, sizeof(job->record.error), "%s", out->error.text);
 	ferry_job_save(job, NULL);

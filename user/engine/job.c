@@ -52,6 +52,14 @@ enum ferry_state ferry_job_state(struct ferry_job *job)
 	return __atomic_load_n(&job->state, __ATOMIC_ACQUIRE);
 }
 
+void ferry_job_took(struct ferry_job *job)
+{
+	pthread_mutex_lock(&job->lock);
+	if (!job->stats.total_ns)
+		job->stats.total_ns = ferry_clock_ns() - job->started_ns;
+	pthread_mutex_unlock(&job->lock);
+}
+
 int ferry_job_move(struct ferry_job *job, enum ferry_state to, struct ferry_error *err)
 {
 	enum ferry_state from = ferry_job_state(job);
@@ -63,6 +71,8 @@ int ferry_job_move(struct ferry_job *job, enum ferry_state to, struct ferry_erro
 				       ferry_state_name(from), ferry_state_name(to),
 				       ferry_role_name(job->record.role));
 	job->record.state = to;
+	if (ferry_state_final(to))
+		ferry_job_took(job);
 	/* What status shows after a crash; the phase, not this, decides who owns the guest. */
 	if (job->hooks->save && ferry_job_save(job, &save))
 		ferry_log_warn("%s", save.text);
@@ -335,53 +345,61 @@ int ferry_on_stall_parse(const char *name, struct ferry_error *err)
 	return ferry_error_set(err, EINVAL, "there are wait, throttle, postcopy and cancel");
 }
 
-static int job_set_on_stall(struct ferry_job *job, const char *value, struct ferry_error *err)
+/* @n: the number, or the policy of on-stall. */
+static int job_setting(const char *key, const char *value, uint64_t *n, struct ferry_error *err)
 {
-	int policy = ferry_on_stall_parse(value, err);
+	int policy;
 
-	if (policy < 0) {
-		ferry_error_prefix(err, "on-stall=%s", value);
-		return policy;
+	if (!strcmp(key, "on-stall")) {
+		policy = ferry_on_stall_parse(value, err);
+		if (policy < 0)
+			ferry_error_prefix(err, "on-stall=%s", value);
+		else
+			*n = (uint64_t)policy;
+		return policy < 0 ? policy : 0;
 	}
-	pthread_mutex_lock(&job->lock);
-	if (policy == FERRY_ON_STALL_POSTCOPY && job->cannot_postcopy[0]) {
-		ferry_error_set(err, EOPNOTSUPP, "on-stall=postcopy: %s", job->cannot_postcopy);
-		policy = -EOPNOTSUPP;
-	} else {
-		job->options.on_stall = (enum ferry_on_stall)policy;
-		pthread_cond_broadcast(&job->changed);
-	}
-	pthread_mutex_unlock(&job->lock);
-	return policy < 0 ? policy : 0;
+	if (strcmp(key, "max-bandwidth") && strcmp(key, "downtime-limit"))
+		return ferry_error_set(err, EINVAL,
+				       "no setting '%s'; there are max-bandwidth=SIZE, "
+				       "downtime-limit=MS and on-stall=POLICY", key);
+	if (ferry_size_parse(value, n))
+		return ferry_error_set(err, EINVAL, "%s=%s is no number", key, value);
+	if (!strcmp(key, "downtime-limit") && (*n > UINT32_MAX || !*n))
+		return ferry_error_set(err, EINVAL,
+				       "downtime-limit=%s must be 1 to 4294967295 milliseconds",
+				       value);
+	return 0;
+}
+
+int ferry_job_set_check(const char *key, const char *value, struct ferry_error *err)
+{
+	uint64_t n;
+
+	return job_setting(key, value, &n, err);
 }
 
 int ferry_job_set(struct ferry_job *job, const char *key, const char *value,
 		  struct ferry_error *err)
 {
-	uint64_t n;
+	uint64_t n = 0;
+	int r = job_setting(key, value, &n, err);
 
-	if (!strcmp(key, "on-stall"))
-		return job_set_on_stall(job, value, err);
-	if (strcmp(key, "max-bandwidth") && strcmp(key, "downtime-limit"))
-		return ferry_error_set(err, EINVAL,
-				       "no setting '%s'; there are max-bandwidth=SIZE, "
-				       "downtime-limit=MS and on-stall=POLICY", key);
-	if (ferry_size_parse(value, &n))
-		return ferry_error_set(err, EINVAL, "%s=%s is no number", key, value);
-	if (!strcmp(key, "downtime-limit") && (n > UINT32_MAX || !n))
-		return ferry_error_set(err, EINVAL,
-				       "downtime-limit=%s must be 1 to 4294967295 milliseconds",
-				       value);
+	if (r)
+		return r;
 	pthread_mutex_lock(&job->lock);
 	if (!strcmp(key, "max-bandwidth")) {
 		job->options.max_bandwidth = n;
 		ferry_rate_set(&job->rate, n);
-	} else {
+	} else if (!strcmp(key, "downtime-limit")) {
 		job->options.downtime_limit_ms = (uint32_t)n;
+	} else if (n == FERRY_ON_STALL_POSTCOPY && job->cannot_postcopy[0]) {
+		r = ferry_error_set(err, EOPNOTSUPP, "on-stall=postcopy: %s", job->cannot_postcopy);
+	} else {
+		job->options.on_stall = (enum ferry_on_stall)n;
 	}
 	pthread_cond_broadcast(&job->changed);
 	pthread_mutex_unlock(&job->lock);
-	return 0;
+	return r;
 }
 
 void ferry_job_wait(struct ferry_job *job, uint64_t deadline_ns)

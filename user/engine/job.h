@@ -146,6 +146,9 @@ void ferry_job_destroy(struct ferry_job *job);
 /** ferry_job_state() - the published state. Any thread. */
 enum ferry_state ferry_job_state(struct ferry_job *job);
 
+/** ferry_job_took() - note total_ns, if that has not been done: in the first final state, or at the end. */
+void ferry_job_took(struct ferry_job *job);
+
 /**
  * ferry_job_move() - publish the next state (compare-and-swap from the present one)
  *
@@ -214,6 +217,9 @@ void ferry_job_note(struct ferry_job *job, const char *note);
 
 /** ferry_on_stall_parse() - Return: a policy by its name; -EINVAL with those there are. */
 int ferry_on_stall_parse(const char *name, struct ferry_error *err);
+
+/** ferry_job_set_check() - would ferry_job_set() take that, of a migration that can? */
+int ferry_job_set_check(const char *key, const char *value, struct ferry_error *err);
 
 /** ferry_job_set() - change max-bandwidth, downtime-limit or on-stall. Return: 0 or -EINVAL. */
 int ferry_job_set(struct ferry_job *job, const char *key, const char *value,

@@ -403,9 +403,7 @@ static void restore_free(struct restore *s)
 	ferry_ram_free(&s->ram);
 	if (s->opened)
 		ferry_store_close(&s->file);
-	pthread_mutex_lock(&s->job->lock);
-	s->job->stats.total_ns = ferry_clock_ns() - s->job->started_ns;
-	pthread_mutex_unlock(&s->job->lock);
+	ferry_job_took(s->job);
 }
 
 void ferry_restore_run(struct ferry_job *job, struct ferry_outcome *out)

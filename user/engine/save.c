@@ -460,9 +460,7 @@ void ferry_save_run(struct ferry_job *job, struct ferry_outcome *out)
 		save_roll_back(&s, &err, out);
 	else
 		save_completed(&s, out);
-	pthread_mutex_lock(&job->lock);
-	job->stats.total_ns = ferry_clock_ns() - job->started_ns;
-	pthread_mutex_unlock(&job->lock);
+	ferry_job_took(job);
 	save_free(&s);
 }
 

@@ -578,8 +578,6 @@ void ferry_source_run(struct ferry_job *job, struct ferry_outcome *out)
 			s.settle.pager = &s.pager;
 		ferry_settle_commit(&s.settle, out);
 	}
-	pthread_mutex_lock(&job->lock);
-	job->stats.total_ns = ferry_clock_ns() - job->started_ns;
-	pthread_mutex_unlock(&job->lock);
+	ferry_job_took(job);
 	source_free(&s);
 }
