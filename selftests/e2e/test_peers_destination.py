@@ -17,10 +17,10 @@ from peer import (ABORT, ACK, ANSWER, BLOCKS, BUSY, CONFIG, LENGTH, LOADED, PONG
                   u32, until_loaded, until_ready)
 from tap import Failed, test
 
-def refused_by(lab, guest, destination, error, *options):
+def refused_by(lab, guest, destination, error, *options, fault=None):
     """The migration fails with this text (or one of them); the guest runs at the source."""
     uri = "unix:" + destination.path
-    send = lab.send(guest.qemu, uri, "--timeout", 1, *options)
+    send = lab.send(guest.qemu, uri, "--timeout", 1, *options, fault=fault)
     send.finish(20)
     destination.close()
     if destination.problem:
@@ -162,6 +162,30 @@ def refused_before_run(lab):
 
     refused_by(lab, guest, Destination(lab).run(play),
                "the destination refused: cancelled at the destination")
+    guest.check_good()
+
+
+@test()
+def refused_and_hung_up(lab):
+    """The same, and the line is closed before RUN can be said: what was said before counts."""
+    guest, acks = lab.guest(), []
+
+    def play(_destination, line):
+        until_loaded(line)
+        line.say(frame(PONG, u32(LOADED)) + frame(REFUSED, b"cancelled at the destination"))
+        line.socket.close()
+
+    def again(line):
+        acks.append(line.expect(ACK))
+        line.close()
+
+    destination = Destination(lab)
+    destination.again = again
+    send = refused_by(lab, guest, destination.run(play),
+                      "the destination refused: cancelled at the destination",
+                      fault="commit:delay=500")
+    check_equal(send.states(), ["setup", "active", "device", "failed"], "the states")
+    check_equal(len(acks), 1, "how often the destination was told")
     guest.check_good()
 
 

@@ -52,6 +52,12 @@ struct ferry_link {
 	char text[FERRY_WIRE_MAX_TEXT + 1]; /* why refused, aborted or lost */
 };
 
+/* For people: what is left of a limit is seldom a whole number. */
+static unsigned int link_seconds(uint32_t ms)
+{
+	return (ms + 999) / 1000;
+}
+
 static void link_record(struct ferry_link *link, unsigned int fact, const char *text)
 {
 	pthread_mutex_lock(&link->lock);
@@ -212,7 +218,7 @@ static int link_step(struct ferry_link *link, uint64_t *heard_ns, struct ferry_e
 	if (r == -ETIMEDOUT) {
 		if (ferry_clock_ns() - *heard_ns > silence_ns)
 			return ferry_error_set(err, ETIMEDOUT, "no word from it for %u s",
-					       link->timeout_ms / 1000);
+					       link_seconds(link->timeout_ms));
 		r = ferry_link_ping(link);
 		return r ? ferry_error_set(err, -r, "cannot send: %s", strerror(-r)) : 0;
 	}
@@ -296,7 +302,7 @@ static int link_hello(int fd, const struct ferry_link_params *p, enum ferry_wire
 	if (r == -ETIMEDOUT)
 		return ferry_error_set(err, ETIMEDOUT,
 				       "%s does not answer HELLO within %u s: is a ferry recv "
-				       "there, and free?", uri, p->timeout_ms / 1000);
+				       "there, and free?", uri, link_seconds(p->timeout_ms));
 	if (r == -EPROTO || r == -EPROTONOSUPPORT)
 		return ferry_error_set(err, -r, "what listens at %s is no ferry of a version this "
 				       "one can talk to", uri);
@@ -492,7 +498,7 @@ int ferry_link_wait(struct ferry_link *link, unsigned int facts, uint64_t deadli
 			if (r == -EAGAIN)
 				r = ferry_error_set(err, ETIMEDOUT,
 						    "the destination did not answer within %u s",
-						    link->timeout_ms / 1000);
+						    link_seconds(link->timeout_ms));
 			break;
 		}
 	}

@@ -21,6 +21,9 @@
 /* Between attempts to reach the destination again. */
 #define SETTLE_RETRY_NS (200 * FERRY_NS_PER_MS)
 
+/* What was said before a line broke is read within this. */
+#define SETTLE_WORD_MS 500
+
 /* How long to wait for the destination to close after the last word. */
 #define SETTLE_GOODBYE_MS 3000
 
@@ -229,10 +232,11 @@ static int settle_run(struct ferry_settle *s, struct ferry_error *err)
 	int r;
 
 	ferry_wire_u32_encode(s->job->record.guest_paused ? FERRY_WIRE_RUN_PAUSED : 0, flags);
-	r = ferry_link_send(s->link, FERRY_WIRE_RUN, flags, sizeof(flags), err);
-	if (r)
-		return -ECONNRESET;
-	ferry_fault_point("run", NULL);
+	/* Whoever hung up may have said why before: REFUSED counts however it ends. */
+	if (ferry_link_send(s->link, FERRY_WIRE_RUN, flags, sizeof(flags), err))
+		deadline_ns = ferry_clock_in_ms(SETTLE_WORD_MS);
+	else
+		ferry_fault_point("run", NULL);
 	r = ferry_link_wait(s->link, FERRY_LINK_RUNNING | FERRY_LINK_LACKS, deadline_ns, err);
 	if (r)
 		return r;
