@@ -3,13 +3,15 @@
 """The commands as people and scripts type them: streams, limits, full disks, odd moments, words."""
 import json
 import os
-import resource
+import re
+import shutil
 import signal
 import subprocess
 import sys
 
 import tap
-from lib import FERRY, check, check_equal, check_result, wait_until
+from lib import (FERRY, ORDINARY_UID, check, check_completed, check_equal, check_result,
+                 wait_until)
 from tap import Skip, test
 from vmm import VmmLab, prerequisites
 
@@ -144,6 +146,66 @@ def no_socket_is_left(lab, command):
         check_equal(json.loads(run.stdout), lab.status(name), "what it prints, and status")
     check_equal(sorted(n for n in os.listdir(lab.runtime) if n.startswith(name)),
                 [name + ".json", name + ".lock"], "what is left")
+
+
+@test(timeout=60)
+def no_map_of_pages_is_left(lab):
+    """All pages had come when both processes were killed: resume ends it, and the source is told."""
+    guest, target = lab.guest(), lab.destination()
+    recv = lab.recv(target, fault="placed:stop")
+    send = lab.send(guest.qemu, recv.listening, "--postcopy", "now")
+    worker, name = lab.stopped_worker("the worker stops itself"), target.id + "-in"
+    for pid in (recv.pid, worker):
+        os.kill(pid, signal.SIGKILL)
+    recv.finish()
+    lab.run("resume", name).check_code(0)
+    check_equal(sorted(n for n in os.listdir(lab.runtime) if n.startswith(name)),
+                [name + ".json", name + ".lock"], "what is left")
+    again = lab.ferry("recover", name)
+    send.finish().check_code(0)
+    again.finish().check_code(0)
+    guest.moved(target)
+    guest.check_good()
+
+
+@test(timeout=30)
+def two_at_once(lab):
+    """The second is told which ferry is there, and which VMM says so; the first goes on."""
+    guest, target = lab.guest(), lab.destination()
+    recv = lab.recv(target)
+    send = lab.send(guest.qemu, recv.listening, "--pause-before-switchover")
+    send.wait_state("pre-switchover")
+    for command, words in (("send", (recv.listening, "--timeout", 2)), ("save", (lab.path(),))):
+        second = lab.ferry(command, guest.qemu.uri, *words, "--id", "second").finish().check_code(1)
+        said = r"the VMM \(pid %d\) says: another ferry \(pid \d+\) is attached" % guest.qemu.pid
+        check(re.search(said, second.stderr), "%s: %s", command, second.stderr)
+    for words in (["set", "max-bandwidth=1"], ["postcopy"], ["pause"], ["spill", lab.path("rest")]):
+        run = lab.run(words[0], target.id + "-in", *words[1:]).check_code(1)
+        check("%s-in is the destination: the source" % target.id in run.stderr, "%s: %s", words,
+              run.stderr)
+    lab.run("continue", guest.qemu.id).check_code(0)
+    check_completed(send, recv)
+    guest.moved(target)
+    guest.check_good()
+
+
+@test(timeout=20)
+def doctor_of_an_ordinary_user(lab):
+    """Who may not look at other processes can move nothing, and is told so first."""
+    home = lab.path("home")
+    os.mkdir(home)
+    os.chown(home, ORDINARY_UID, ORDINARY_UID)
+    program = shutil.copy(FERRY, home)
+    found = {}
+    for user in (0, ORDINARY_UID):
+        run = subprocess.run([program, "doctor", "--json"], user=user, group=user, extra_groups=[],
+                             env={"FERRY_RUNTIME_DIR": home + "/%d" % user}, stdout=subprocess.PIPE)
+        lines = [json.loads(line) for line in run.stdout.splitlines()]
+        found[user] = run.returncode, {line["feature"]: line["reason"] for line in lines}
+    check_equal((found[0][0], found[0][1]["other-processes"]), (0, None), "what root is told")
+    code, reasons = found[ORDINARY_UID]
+    check_equal(code, 1, "the exit status for others")
+    check("CAP_SYS_PTRACE" in reasons["other-processes"], "the reason: %s", reasons)
 
 
 @test(timeout=20)

@@ -3,10 +3,12 @@
 #include <fcntl.h>
 #include <signal.h>
 #include <json-c/json.h>
+#include <linux/capability.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/syscall.h>
 #include <sys/utsname.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -77,6 +79,20 @@ static int doctor_ptrace(struct ferry_error *err)
 	return r;
 }
 
+/* Whoever else maps guest RAM would write to it unseen; for that all processes are looked at. */
+static int doctor_others(struct ferry_error *err)
+{
+	struct __user_cap_header_struct head = { .version = _LINUX_CAPABILITY_VERSION_3 };
+	struct __user_cap_data_struct data[_LINUX_CAPABILITY_U32S_3] = { 0 };
+
+	if (syscall(SYS_capget, &head, data))
+		return ferry_error_set(err, errno, "cannot tell its rights: %s", strerror(errno));
+	if (data[CAP_TO_INDEX(CAP_SYS_PTRACE)].effective & CAP_TO_MASK(CAP_SYS_PTRACE))
+		return 0;
+	return ferry_error_set(err, EPERM, "no right to look into other processes: run ferry as root "
+			       "(CAP_SYS_PTRACE)");
+}
+
 static int doctor_userfaultfd(struct ferry_error *err)
 {
 	int fd = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
@@ -136,6 +152,7 @@ static int doctor_faults(struct ferry_error *err)
 static const struct doctor_check doctor_checks[] = {
 	{ "runtime-dir", "records and control sockets", true, doctor_runtime },
 	{ "memory-files", "guest RAM as shared memory", true, doctor_memfd },
+	{ "other-processes", "who else maps guest RAM", true, doctor_others },
 	{ "ptrace", "the kmod and pagemap trackers with QEMU", false, doctor_ptrace },
 	{ "userfaultfd", "the pagemap tracker with QEMU", false, doctor_userfaultfd },
 	{ "tracker-pagemap", "migrating while the guest runs", false, doctor_pagemap },
@@ -185,7 +202,7 @@ int ferry_command_doctor(const struct ferry_args *args)
 		if (!r && !strncmp(doctor_checks[i].name, "tracker-", 8))
 			live = true;
 	}
-	if (!live && !args->json)
+	if (!live && !code && !args->json)
 		printf("No tracker works here: guests can only be moved stopped (--tracker none).\n");
 	return code;
 }

@@ -111,8 +111,10 @@ static int resume_own(struct ferry_job *job, struct ferry_error *err)
 	guest->ops->close(guest);
 	if (!r)
 		r = resume_end(job, FERRY_STATE_COMPLETED, err);
-	if (!r)
-		resume_tell(job, "%s: the guest runs here, at the destination\n", job->record.id);
+	if (r)
+		return r;
+	ferry_runtime_forget(job->record.id, NULL);
+	resume_tell(job, "%s: the guest runs here, at the destination\n", job->record.id);
 	return r;
 }
 

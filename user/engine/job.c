@@ -386,6 +386,9 @@ int ferry_job_set(struct ferry_job *job, const char *key, const char *value,
 
 	if (r)
 		return r;
+	if (job->record.role == FERRY_ROLE_DESTINATION)
+		return ferry_error_set(err, EINVAL, "%s is the destination: the source sends, type it "
+				       "there", job->record.id);
 	pthread_mutex_lock(&job->lock);
 	if (!strcmp(key, "max-bandwidth")) {
 		job->options.max_bandwidth = n;

@@ -55,9 +55,10 @@ int ferry_vmm_call(struct ferry_vmm *v, struct ferry_vmm_peer *peer,
 	if (!m->head.status)
 		return 0;
 	ferry_proto_text(text, sizeof(text), m->body, m->head.length);
+	/* One that does not let us attach is not known yet. */
 	return ferry_error_set(err, EREMOTEIO, "%s: %s (pid %d) says: %s", what,
 			       peer == &v->vmm ? "the VMM" : "a registered process",
-			       (int)peer->pid, text);
+			       (int)(peer->pid ? peer->pid : m->pid), text);
 }
 
 int ferry_vmm_ask(struct ferry_vmm *v, enum ferry_proto_type type, const char *what,
