@@ -54,6 +54,36 @@ def closed_streams(lab, closed):
 
 
 @test(timeout=30)
+def full_output(lab):
+    """An answer that could not be written is none; a migration does not need its output."""
+    guest = lab.guest()
+    check_equal(lab.shell('"$FERRY" save %s %s --json >/dev/full'
+                          % (guest.qemu.uri, lab.path())).returncode, 0, "save")
+    for words in ("list", "status " + guest.qemu.id, "inspect " + lab.path(), "doctor"):
+        for form in ("", " --json"):
+            run = lab.shell('"$FERRY" %s%s >/dev/full' % (words, form))
+            check_equal(run.returncode, 1, "the exit status of %s%s" % (words, form))
+            check("standard output" in run.stderr, "%s: %s", words, run.stderr)
+    check_equal(lab.shell('"$FERRY" doctor | head -c 1').stderr, "", "what is said to a closed pipe")
+
+
+@test(timeout=30)
+def odd_names(lab):
+    """Quotes, blanks, a newline, other scripts, and bytes that are no text: JSON all the same."""
+    guest = lab.guest()
+    for name in ("a b\"'\\\n\u00fc\u4e2d\U0001f6f3".encode(), b"\xff\xc3\xed\xa0\x80"):
+        path = os.fsencode(lab.dir) + b"/" + name
+        shown = path.decode(errors="replace").replace("\ufffd", "?")
+        for words in ((b"save", guest.qemu.uri.encode(), path), (b"inspect", path),
+                      (b"status", guest.qemu.id.encode())):
+            run = subprocess.run([FERRY.encode(), *words, b"--json"], stdout=subprocess.PIPE,
+                                 env=dict(os.environ, FERRY_RUNTIME_DIR=lab.runtime), check=True)
+            last = json.loads(run.stdout.splitlines()[-1].decode())
+            check(words[0] == b"save" or shown in (last.get("file"), last.get("uri", "")[5:]),
+                  "%s of %r: %s", words[0], path, last)
+
+
+@test(timeout=30)
 def file_size_limit(lab):
     """ulimit -f: an error that says so, a guest that goes on, and a record that is true."""
     guest = lab.guest()

@@ -8,8 +8,12 @@
 #include "agent/command.h"
 #include "agent/guardian.h"
 #include "agent/nearest.h"
+#include "agent/report.h"
 #include "agent/runtime.h"
 #include "base/log.h"
+
+/* Beside FERRY_TAKES_...: what it prints is all it is for. */
+#define COMMAND_TELLS (1u << 30)
 
 struct command {
 	const char *name;
@@ -28,13 +32,14 @@ static const struct command commands[] = {
 	  ferry_command_save },
 	{ "restore", "GUEST FILE", 2, 2, FERRY_TAKES_RESTORE, "start a guest from such a file",
 	  ferry_command_restore },
-	{ "inspect", "FILE", 1, 1, FERRY_TAKES_INSPECT, "what is in such a file, and is it whole?",
+	{ "inspect", "FILE", 1, 1, FERRY_TAKES_INSPECT | COMMAND_TELLS,
+	  "what is in such a file, and is it whole?",
 	  ferry_command_inspect },
 	{ "cpr", "GUEST", 1, FERRY_MAX_OPERANDS, FERRY_TAKES_CPR,
 	  "hand a guest to another VMM of this host: --to GUEST, or --exec -- COMMAND...",
 	  ferry_command_cpr },
-	{ "list", "", 0, 0, 0, "the migrations known here", ferry_command_list },
-	{ "status", "[ID]", 0, 1, 0, "how one is, or all are", ferry_command_status },
+	{ "list", "", 0, 0, COMMAND_TELLS, "the migrations known here", ferry_command_list },
+	{ "status", "[ID]", 0, 1, COMMAND_TELLS, "how one is, or all are", ferry_command_status },
 	{ "cancel", "ID", 1, 1, 0, "give up; the guest stays at the source",
 	  ferry_command_cancel },
 	{ "continue", "ID", 1, 1, 0, "go on from pre-switchover", ferry_command_continue },
@@ -51,8 +56,8 @@ static const struct command commands[] = {
 	  ferry_command_resume },
 	{ "monitor", "", 0, 0, 0, "the kernel module's trackers, and what happens to them",
 	  ferry_command_monitor },
-	{ "doctor", "", 0, 0, FERRY_TAKES_FAULT_POINTS, "what this host can do, and why not",
-	  ferry_command_doctor },
+	{ "doctor", "", 0, 0, FERRY_TAKES_FAULT_POINTS | COMMAND_TELLS,
+	  "what this host can do, and why not", ferry_command_doctor },
 };
 
 static void usage(FILE *out)
@@ -81,6 +86,7 @@ static int run_command(const struct command *c, int argc, char **argv)
 {
 	struct ferry_error err = { 0 };
 	struct ferry_args args;
+	int code;
 
 	if (ferry_options_parse(c->name, c->takes, argc, argv, &args, &err)) {
 		ferry_log_error("%s", err.text);
@@ -102,7 +108,12 @@ static int run_command(const struct command *c, int argc, char **argv)
 		ferry_log_error("%s", err.text);
 		return FERRY_EXIT_USAGE;
 	}
-	return c->run(&args);
+	code = c->run(&args);
+	if ((c->takes & COMMAND_TELLS) && !ferry_report_flush() && code == FERRY_EXIT_DONE) {
+		ferry_log_error("ferry %s: not all could be written to standard output", c->name);
+		return FERRY_EXIT_FAILED;
+	}
+	return code;
 }
 
 /*

@@ -22,11 +22,46 @@ enum ferry_report_style ferry_report_choose(bool json, bool quiet)
 	return isatty(STDOUT_FILENO) ? FERRY_REPORT_TERMINAL : FERRY_REPORT_LINES;
 }
 
+static bool report_lost;
+
 static void report_write(const char *text)
 {
+	size_t n = strlen(text);
+
 	/* A closed terminal or pipe is no reason to stop a migration. */
-	if (write(STDOUT_FILENO, text, strlen(text)) < 0)
-		return;
+	if (write(STDOUT_FILENO, text, n) != (ssize_t)n)
+		__atomic_store_n(&report_lost, true, __ATOMIC_RELAXED);
+}
+
+bool ferry_report_flush(void)
+{
+	return !fflush(stdout) && !ferror(stdout) && !__atomic_load_n(&report_lost, __ATOMIC_RELAXED);
+}
+
+/* How many bytes the character at @p has; 0 it is none of UTF-8 (RFC 3629). */
+static size_t character_bytes(const unsigned char *p)
+{
+	size_t n = *p < 0x80 ? 1 : *p < 0xc2 ? 0 : *p < 0xe0 ? 2 : *p < 0xf0 ? 3 : *p < 0xf5 ? 4 : 0, i;
+
+	for (i = 1; i < n; i++)
+		if ((p[i] & 0xc0) != 0x80)
+			return 0;
+	if ((*p == 0xe0 && p[1] < 0xa0) || (*p == 0xed && p[1] > 0x9f) ||
+	    (*p == 0xf0 && p[1] < 0x90) || (*p == 0xf4 && p[1] > 0x8f))
+		return 0;
+	return n;
+}
+
+/* JSON is UTF-8; names of files are any bytes, and a text may have been cut within a character. */
+static void report_mend(char *line)
+{
+	size_t n;
+
+	for (; *line; line += n ? n : 1) {
+		n = character_bytes((const unsigned char *)line);
+		if (!n)
+			*line = '?';
+	}
 }
 
 void ferry_report_print(struct json_object *o)
@@ -36,6 +71,7 @@ void ferry_report_print(struct json_object *o)
 	char *line;
 
 	if (text && asprintf(&line, "%s\n", text) >= 0) {
+		report_mend(line);
 		report_write(line);
 		free(line);
 	}

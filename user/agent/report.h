@@ -41,6 +41,9 @@ struct json_object;
 /** ferry_report_print() - one object, one line, on standard output; the object is put. */
 void ferry_report_print(struct json_object *o);
 
+/** ferry_report_flush() - Return: has all that was printed been written? */
+bool ferry_report_flush(void);
+
 /** ferry_report_bytes() - "1.4 GiB". */
 void ferry_report_bytes(uint64_t bytes, char text[16]);
 
