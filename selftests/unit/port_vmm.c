@@ -181,11 +181,13 @@ static int create_port(struct port_vmm *v, unsigned int flags)
 {
 	struct ferry_port_ops ops = {
 		.struct_size = sizeof(ops), .kind = "test/1",
-		.pause = vmm_pause, .resume = vmm_resume, .running = vmm_running,
-		.save = vmm_save, .load = vmm_load, .run = vmm_run, .quit = vmm_quit,
+		.pause = vmm_pause, .resume = vmm_resume, .save = vmm_save, .load = vmm_load,
+		.run = vmm_run,
 	};
 
 	if (!(flags & PORT_VMM_BARE)) {
+		ops.running = vmm_running;
+		ops.quit = vmm_quit;
 		ops.check = vmm_check;
 		ops.direct_io = vmm_direct_io;
 		ops.throttle = vmm_throttle;

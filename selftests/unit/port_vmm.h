@@ -33,7 +33,7 @@ struct port_vmm {
 
 enum {
 	PORT_VMM_LOG = 1 << 8,	   /* with a dirty log */
-	PORT_VMM_BARE = 1 << 9,    /* without any optional callback */
+	PORT_VMM_BARE = 1 << 9,    /* without any optional callback, nor running() and quit() */
 	PORT_VMM_HANGS = 1 << 10,  /* save() never returns */
 	PORT_VMM_STAYS = 1 << 11,  /* quit() does nothing */
 };

@@ -219,6 +219,51 @@ static void what_is_not_offered_is_refused(void **state)
 	port_vmm_destroy(v);
 }
 
+static uint32_t direct_io(int sock)
+{
+	uint32_t direct = 2;
+
+	assert_int_equal(agent_ask(sock, FERRY_PROTO_DIRECT_IO, NULL, 0, -1), 0);
+	ferry_proto_u32_decode(&direct, agent_reply.body, 4);
+	return direct;
+}
+
+/* A VMM that says neither whether its guest runs nor that it has direct I/O. */
+static void the_library_knows_who_runs(void **state)
+{
+	struct port_vmm *v = port_vmm_serve(PORT_VMM_BARE | FERRY_PORT_NO_DIRECT_IO);
+	int sock = agent_attach(v->path), loadable = memory_file(8, SEALS);
+
+	(void)state;
+	assert_int_equal(direct_io(sock), 0);
+	assert_int_equal(agent_state(sock), FERRY_PROTO_STATE_RUNNING);
+	strcpy(v->fail, "pause");
+	assert_int_equal(agent_ask(sock, FERRY_PROTO_PAUSE, NULL, 0, -1), -EIO);
+	assert_int_equal(agent_state(sock), FERRY_PROTO_STATE_RUNNING);
+	strcpy(v->fail, "resume");
+	assert_int_equal(agent_ask(sock, FERRY_PROTO_PAUSE, NULL, 0, -1), 0);
+	assert_int_equal(agent_state(sock), 0);
+	assert_int_equal(agent_ask(sock, FERRY_PROTO_RESUME, NULL, 0, -1), -EIO);
+	assert_int_equal(agent_state(sock), 0);
+	v->fail[0] = '\0';
+	assert_int_equal(agent_ask(sock, FERRY_PROTO_RESUME, NULL, 0, -1), 0);
+	assert_int_equal(agent_state(sock), FERRY_PROTO_STATE_RUNNING);
+	close(sock);
+	port_vmm_destroy(v);
+
+	v = port_vmm_serve(PORT_VMM_BARE | FERRY_PORT_INCOMING);
+	sock = agent_attach(v->path);
+	assert_int_equal(direct_io(sock), 1);
+	assert_int_equal(agent_state(sock), FERRY_PROTO_STATE_INCOMING);
+	assert_int_equal(agent_ask(sock, FERRY_PROTO_LOAD, NULL, 0, loadable), 0);
+	assert_int_equal(agent_state(sock), FERRY_PROTO_STATE_LOADED);
+	assert_int_equal(agent_ask(sock, FERRY_PROTO_RUN, NULL, 0, -1), 0);
+	assert_int_equal(agent_state(sock), FERRY_PROTO_STATE_RUNNING);
+	close(loadable);
+	close(sock);
+	port_vmm_destroy(v);
+}
+
 static void the_log_is_synced(void **state)
 {
 	struct port_vmm *v = port_vmm_serve(PORT_VMM_LOG);
@@ -337,6 +382,7 @@ int main(void)
 		cmocka_unit_test(a_failed_load_leaves_only_quit),
 		cmocka_unit_test(failures_are_told),
 		cmocka_unit_test(what_is_not_offered_is_refused),
+		cmocka_unit_test(the_library_knows_who_runs),
 		cmocka_unit_test(the_log_is_synced),
 		cmocka_unit_test(views_come_and_go),
 		cmocka_unit_test(all_is_taken_back_at_the_end),

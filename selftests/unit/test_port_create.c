@@ -29,6 +29,14 @@ static int no_sync(void *ctx, const char *name, uint64_t *bitmap, uint64_t pages
 	return 0;
 }
 
+static int no_direct_io(void *ctx, char *why, size_t why_bytes)
+{
+	(void)ctx;
+	(void)why;
+	(void)why_bytes;
+	return 0;
+}
+
 static int create(const struct ferry_port_ops *ops, unsigned int flags)
 {
 	struct ferry_port *port = NULL;
@@ -51,18 +59,16 @@ static void create_checks_ops(void **state)
 	(void)state;
 	assert_int_equal(create(&port_idle_ops, 0), 0);
 	assert_int_equal(create(&port_idle_ops, FERRY_PORT_INCOMING), 0);
-	assert_int_equal(create(&port_idle_ops, 1u << 3), -EINVAL);
+	assert_int_equal(create(&port_idle_ops, 1u << 4), -EINVAL);
 	assert_int_equal(create(NULL, 0), 0);
 	assert_int_equal(create(NULL, FERRY_PORT_INCOMING), -EINVAL);
 #define BAD(field, value) do { ops = port_idle_ops; ops.field = value; \
 		assert_int_equal(create(&ops, 0), -EINVAL); } while (0)
 	BAD(pause, NULL);
 	BAD(resume, NULL);
-	BAD(running, NULL);
 	BAD(save, NULL);
 	BAD(load, NULL);
 	BAD(run, NULL);
-	BAD(quit, NULL);
 	BAD(kind, NULL);
 	BAD(kind, "");
 	BAD(kind, "a\tb");
@@ -71,6 +77,14 @@ static void create_checks_ops(void **state)
 	BAD(dirty_sync, no_sync);
 	BAD(struct_size, offsetof(struct ferry_port_ops, adopt) - 1);
 #undef BAD
+	/* Without what the library does by itself, and with what was said already. */
+	ops = port_idle_ops;
+	ops.running = NULL;
+	ops.quit = NULL;
+	assert_int_equal(create(&ops, FERRY_PORT_NO_DIRECT_IO), 0);
+	ops.direct_io = no_direct_io;
+	assert_int_equal(create(&ops, 0), 0);
+	assert_int_equal(create(&ops, FERRY_PORT_NO_DIRECT_IO), -EINVAL);
 	/* Of a program compiled against the first version. */
 	ops = port_idle_ops;
 	ops.struct_size = offsetof(struct ferry_port_ops, adopt);

@@ -365,6 +365,22 @@ static void a_vmm_that_hangs_or_dies(void **state)
 	close_guest(g);
 }
 
+/* A VMM without a way of its own to end. */
+static void quit_is_a_signal(void **state)
+{
+	struct port_vmm *v = port_vmm_fork(PORT_VMM_BARE);
+	struct ferry_guest *g = open_guest(v, FERRY_GUEST_SOURCE);
+	siginfo_t info = { 0 };
+
+	(void)state;
+	OK(g->ops->quit(g, &err));
+	assert_int_equal(waitid(P_PID, (id_t)v->pid, &info, WEXITED | WNOWAIT), 0);
+	assert_int_equal(info.si_code, CLD_KILLED);
+	assert_int_equal(info.si_status, SIGTERM);
+	port_vmm_reap(v);
+	close_guest(g);
+}
+
 static void direct_io_is_told(void **state)
 {
 	struct port_vmm *v = port_vmm_fork(0), *bare = port_vmm_fork(PORT_VMM_BARE);
@@ -563,6 +579,7 @@ int main(void)
 		cmocka_unit_test(destination_loads_and_runs),
 		cmocka_unit_test(an_unwanted_copy_is_ended),
 		cmocka_unit_test(a_vmm_that_hangs_or_dies),
+		cmocka_unit_test(quit_is_a_signal),
 		cmocka_unit_test(direct_io_is_told),
 		cmocka_unit_test(the_log_is_a_tracker),
 		cmocka_unit_test(an_incomplete_log_is_refused),

@@ -69,7 +69,8 @@ struct ferry_port_ram;
  *	guest that is paused already. On failure the guest runs as before
  * @resume: go on after @pause, at the side where the guest ran; also long after, and after
  *	a @save. Nothing to do for a guest that runs
- * @running: 1 when vCPUs may execute, 0 when the guest is paused or was never started
+ * @running: 1 when vCPUs may execute, 0 when the guest is paused or was never started. NULL where
+ *	nothing but these callbacks ever pauses the guest
  * @save: write the device state of a paused guest to @fd, a memory file positioned at 0,
  *	open for reading and writing; it has the format that @kind names and holds no guest
  *	RAM. The guest stays paused and must be able to @resume. Does not close @fd
@@ -79,12 +80,14 @@ struct ferry_port_ram;
  * @run: start the guest at the destination, after @load. 0: it runs. A negative errno
  *	promises that no vCPU executed anything and none will: the source then goes on
  * @quit: end the VMM soon: the guest is elsewhere, or must never run here. May exit(3),
- *	or return and let the VMM end itself within seconds (else it is killed)
+ *	or return and let the VMM end itself within seconds (else it is killed). NULL: the
+ *	library sends SIGTERM to this process
  * @check: optional: 0, or -errno when something forbids a migration just now (a device that
  *	cannot be saved); say what with ferry_port_set_error(). Changes nothing
  * @direct_io: optional: can a device or the kernel write guest RAM past the page tables
  *	now (VFIO, O_DIRECT disks, registered buffers)? 1 with @why naming what, else 0.
- *	NULL counts as 1: the agent then compares pages again after the final pause
+ *	NULL counts as 1, and the agent then compares pages again after the final pause, unless
+ *	FERRY_PORT_NO_DIRECT_IO says that there never is any
  * @dirty_start: optional, with @dirty_stop and @dirty_sync all or none: start the VMM's own
  *	dirty log (KVM's, plus what the flags FERRY_PORT_LOG_... promise). Every write after
  *	it returns is reported once by @dirty_sync; pages written before may be
@@ -146,6 +149,8 @@ struct ferry_port_ops {
 #define FERRY_PORT_LOG_PROCESS (1u << 1)
 /* The dirty log also has what registered further processes write (vhost-user's log). */
 #define FERRY_PORT_LOG_MEMBERS (1u << 2)
+/* This VMM has no direct I/O, now or ever; in the place of a direct_io that always returns 0. */
+#define FERRY_PORT_NO_DIRECT_IO (1u << 3)
 
 /**
  * ferry_port_create() - a port, not yet reachable

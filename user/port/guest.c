@@ -41,7 +41,7 @@ static int running(struct ferry_port *port)
 {
 	if (port->incoming || port->loaded || port->broken)
 		return 0;
-	return port->ops.running(port->ctx);
+	return port->ops.running ? port->ops.running(port->ctx) : !port->paused;
 }
 
 /* Return: 0; -EBUSY with a text while it runs; what running() answers. */
@@ -104,7 +104,11 @@ int port_pause(struct ferry_port *port, const struct ferry_channel_message *in,
 
 	(void)in;
 	(void)out;
-	return r ? r : plain(port->ops.pause(port->ctx));
+	if (!r)
+		r = plain(port->ops.pause(port->ctx));
+	if (!r)
+		port->paused = true;
+	return r;
 }
 
 static int unquiesce(struct ferry_port *port)
@@ -127,7 +131,11 @@ int port_resume(struct ferry_port *port, const struct ferry_channel_message *in,
 	(void)out;
 	if (!r)
 		r = unquiesce(port);
-	return r ? r : plain(port->ops.resume(port->ctx));
+	if (!r)
+		r = plain(port->ops.resume(port->ctx));
+	if (!r)
+		port->paused = false;
+	return r;
 }
 
 /* Only a file in memory never blocks, and stays as it is where it is sealed. */
@@ -217,7 +225,7 @@ int port_direct_io(struct ferry_port *port, const struct ferry_channel_message *
 {
 	char why[FERRY_PROTO_MAX_TEXT + 1] = "the VMM does not say whether its devices write guest "
 					     "RAM by DMA";
-	int r = 1;
+	int r = !(port->flags & FERRY_PORT_NO_DIRECT_IO);
 	size_t len;
 
 	(void)in;

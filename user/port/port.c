@@ -82,9 +82,11 @@ static int take_ops(struct ferry_port *port, const struct ferry_port_ops *ops)
 	if (r)
 		return r;
 	if (!o->kind || !is_printable(o->kind, FERRY_PROTO_MAX_KIND) || !o->pause || !o->resume ||
-	    !o->running || !o->save || !o->load || !o->run || !o->quit)
+	    !o->save || !o->load || !o->run)
 		return -EINVAL;
 	if (!o->dirty_start != !o->dirty_stop || !o->dirty_start != !o->dirty_sync)
+		return -EINVAL;
+	if (o->direct_io && (port->flags & FERRY_PORT_NO_DIRECT_IO))
 		return -EINVAL;
 	if (!o->dirty_start && (port->flags & (FERRY_PORT_LOG_PROCESS | FERRY_PORT_LOG_MEMBERS)))
 		return -EINVAL;
@@ -108,7 +110,8 @@ int ferry_port_create(const struct ferry_port_ops *ops, void *ctx, unsigned int 
 	int r = 0;
 
 	*out = NULL;
-	if (flags & ~(FERRY_PORT_INCOMING | FERRY_PORT_LOG_PROCESS | FERRY_PORT_LOG_MEMBERS))
+	if (flags & ~(FERRY_PORT_INCOMING | FERRY_PORT_LOG_PROCESS | FERRY_PORT_LOG_MEMBERS |
+		      FERRY_PORT_NO_DIRECT_IO))
 		return -EINVAL;
 	if (!ops && flags)
 		return -EINVAL;

@@ -76,6 +76,7 @@ struct ferry_port {
 	uint64_t serial;
 	bool incoming, loaded, broken; /* incoming: until a LOAD; loaded: until a RUN */
 	bool arrived; /* a RUN started the guest */
+	bool paused;  /* by a PAUSE, where there is no ops.running to ask */
 	bool quiesced, logging, throttled, quitting;
 	bool vmm_gone;
 	int uffd_fd; /* kept for the agent, or -1 */

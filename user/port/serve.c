@@ -8,6 +8,7 @@
 
 #include <errno.h>
 #include <poll.h>
+#include <signal.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -321,7 +322,10 @@ static void answer(struct ferry_port *port, struct port_connection *c,
 		port_connection_close(port, c);
 	if (port->quitting) {
 		port->quitting = false;
-		port->ops.quit(port->ctx);
+		if (port->ops.quit)
+			port->ops.quit(port->ctx);
+		else
+			kill(getpid(), SIGTERM);
 	}
 }
 
