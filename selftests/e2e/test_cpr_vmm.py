@@ -8,7 +8,6 @@ Without FERRY_TEST_LONG a part of each table is run.
 import hashlib
 import os
 import signal
-import socket
 import struct
 import subprocess
 import sys
@@ -19,7 +18,7 @@ import vmm
 from lib import ROOT, check, check_equal, wait_until
 from tap import Skip, test
 from test_cpr import LONG, column, hand_over
-from vmm import FERRY_VMM, VmmLab, have_kvm
+from vmm import FERRY_VMM, Port, VmmLab, have_kvm
 
 tap.forget()  # test_cpr's own tests, of QEMU
 EVERY = ("cpr-prepare", "cpr-stop", "cpr-pass", "cpr-load", "cpr-commit", "cpr-ran")
@@ -33,30 +32,6 @@ class CprLab(VmmLab):
         heir.before["mappings"] = source.before["mappings"]
         heir.before["open files"] = dict(source.before["open files"])
         return heir
-
-
-class Port:
-    """The agent's side of the port protocol, as far as these tests need it."""
-
-    def __init__(self, path):
-        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.socket.settimeout(10)
-        self.socket.connect(path)
-        self.ask(1, struct.pack("<IHHQII", 0x54505246, 1, 1, 0, 1, 0))
-
-    def ask(self, kind, body=b""):
-        self.socket.send(struct.pack("<HHIIi", kind, 0, len(body), 1, 0) + body)
-        reply = self.socket.recv(2048)
-        status = struct.unpack_from("<i", reply, 12)[0]
-        check(status == 0, "request %d: %s", kind, reply[16:])
-        return reply[16:]
-
-    def pause(self):
-        self.ask(5)
-        return self
-
-    def close(self):
-        self.socket.close()
 
 
 def ram_hash(pid):

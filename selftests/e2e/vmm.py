@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """ferry-vmm as a guest of the tests: what lib.py has for QEMU, with the same names.
 
-Vmm       one ferry-vmm and the JSON lines it prints
+Vmm       one ferry-vmm and the lines it prints
+Port      the agent's side of its port, for tests without an agent
 VmmGuest  the guest, and every ferry-vmm it has run in
 VmmLab    a Lab whose guests and destinations are these; starting one takes a moment,
           so nothing is handed from test to test
 """
-import json
+import fcntl
 import os
 import signal
+import socket
+import struct
 import subprocess
 import threading
 import time
@@ -54,7 +57,7 @@ class Vmm:
         self._changed, self._eof, self.events = threading.Condition(), False, []
         extra = {"user": user, "group": user, "extra_groups": []} if user else {}
         with open(self.stderr_path, "w") as stderr:
-            self.process = subprocess.Popen([FERRY_VMM, "--json"] + self.args, stderr=stderr,
+            self.process = subprocess.Popen([FERRY_VMM] + self.args, stderr=stderr, text=True,
                                             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                                             cwd=self.dir if not user else "/", **extra)
         threading.Thread(target=self._read, daemon=True).start()
@@ -62,8 +65,11 @@ class Vmm:
 
     def _read(self):
         for line in self.process.stdout:
+            kind, *pairs = line.split()
+            event = {name: int(value) if value.isdigit() else value
+                     for name, value in (pair.split("=") for pair in pairs)}
             with self._changed:
-                self.events.append(json.loads(line))
+                self.events.append(dict(event, event=kind))
                 self._changed.notify_all()
         with self._changed:
             self._eof = True
@@ -183,6 +189,53 @@ class Vmm:
         return "--- ferry-vmm %s: %s\n%s%s\n" % (
             " ".join(self.args), "alive" if self.alive() else "ended %s" % self.process.returncode,
             self.stderr[-1500:], "".join("%s\n" % e for e in self.events[-5:]))
+
+
+class Port:
+    """The agent's side of the port protocol (port.rst), as far as tests need it."""
+
+    def __init__(self, path):
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.socket.settimeout(10 * SLOW)
+        self.socket.connect(path)
+        self.ask(1, struct.pack("<IHHQII", 0x54505246, 1, 1, 0, 1, 0))
+
+    def call(self, kind, body=b"", fds=()):
+        """Return: the reply's status, and its body or why not."""
+        socket.send_fds(self.socket, [struct.pack("<HHIIi", kind, 0, len(body), 1, 0) + body], fds)
+        reply = self.socket.recv(2048)
+        return struct.unpack_from("<i", reply, 12)[0], reply[16:]
+
+    def ask(self, kind, body=b"", fds=()):
+        status, said = self.call(kind, body, fds)
+        check(status == 0, "request %d: %s", kind, said)
+        return said
+
+    def pause(self):
+        self.ask(5)
+        return self
+
+    def save(self):
+        """The device state of a paused guest."""
+        file = open(os.memfd_create("state"), "r+b")
+        with file:
+            self.ask(7, struct.pack("<Q", 64 << 20), [file.fileno()])
+            file.seek(0)
+            return file.read()
+
+    def load(self, state):
+        """Return: why it was refused, or None."""
+        with open(os.memfd_create("state", os.MFD_ALLOW_SEALING), "r+b", buffering=0) as file:
+            file.write(state)
+            fcntl.fcntl(file.fileno(), 1033, 0xe)  # F_ADD_SEALS: SHRINK, GROW, WRITE
+            status, said = self.call(8, b"", [file.fileno()])
+        return said.decode() if status else None
+
+    def run(self):
+        self.ask(9)
+
+    def close(self):
+        self.socket.close()
 
 
 class VmmGuest:

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""ferry-vmm without ferry: options, work, damaged memory, damaged and hostile states."""
+"""ferry-vmm without ferry: options, work, damaged memory, damaged and hostile states.
+
+States are saved and loaded at the port, as the agent does it."""
 import os
 import random
 import re
@@ -13,7 +15,7 @@ import tap  # noqa: E402
 import vmm  # noqa: E402
 from lib import ORDINARY_UID, SHM, wait_until  # noqa: E402
 from tap import Failed, Skip, check, check_equal, test  # noqa: E402
-from vmm import VmmLab, have_kvm  # noqa: E402
+from vmm import Port, VmmLab, have_kvm  # noqa: E402
 
 ENGINES = ("kvm", "threads")
 PAGE = 4096
@@ -52,6 +54,9 @@ def wrong_options(lab):
             (("--ram", "-4K"), "-4K is no value for --ram"),
             (("--ram", "99999999999999999999G"), "is no value for --ram"),
             (("--ram", "17179869184G"), "is no value for --ram"),
+            (("--ram", "17179869185G"), "is no value for --ram"),  # in 64 bits it would be 1G
+            (("--ram", "4M;4M"), "4M;4M is no value for --ram"),
+            (("--fill", "4M,4M"), "4M,4M is no value for --fill"),
             (("--ram", ",".join(["4M"] * 9)), "is no value for --ram"),
             (("--working-set", "1"), "1 is no value for --working-set"),
             (("--dirty-rate", "0"), "0 is no value for --dirty-rate"),
@@ -64,7 +69,8 @@ def wrong_options(lab):
             (("--port",), "option '--port' requires an argument"),
             (("64M",), "it takes options only, not 64M"),
             (("--incoming",), "--incoming needs --port PATH"),
-            (("--load", "x"), "--load needs the --ram-file")):
+            (("--adopt",), "--adopt goes with --incoming"),
+            (("--tracker-log", "log", "--engine", "threads"), "--tracker-log needs --engine kvm")):
         fails(lab, args, words, 2)
         check("ferry-vmm --help" in lab.qemus[-1].stderr, "it does not say where to look")
 
@@ -77,7 +83,6 @@ def what_cannot_be_set_up(lab):
             (("--vcpus", "2", "--working-set", "4K"), "each vCPU needs a page"),
             (("--ram", "32K,64M"), "first block of --ram is too small: give it"),
             (("--ram-file", "/nowhere/ram"), "cannot make /nowhere/ram of 67108864 bytes: No such"),
-            (("--tracker-log", "log"), "leave it out with --engine threads"),
             (("--port", "/nowhere/x.port"), "cannot serve --port /nowhere/x.port: No such")):
         fails(lab, ("--engine", "threads") + args, words, 1)
     if os.geteuid() == 0:  # somebody who may not open /dev/kvm
@@ -91,9 +96,12 @@ def help_names_every_option(lab):
     check_equal(run.returncode, 0, "exit status")
     page = open(os.path.join(vmm.ROOT, "Documentation", "man", "ferry-vmm.1")).read()
     options = re.findall(r"--[a-z][a-z-]+", run.stdout)
-    check(len(options) >= 16, "%d options", len(options))
+    check(len(options) >= 13, "%d options", len(options))
     for option in set(options) - {"--help"}:
         check(option[2:].replace("-", "\\-") in page, "the man page lacks %s", option)
+    described = page[page.index(".SH OPTIONS"):page.index(".SH OUTPUT")].replace("\\-", "-")
+    for option in re.findall(r"^\.B\S* (--[a-z-]+)", described, re.M):
+        check(option in options, "the man page has %s, which there is not", option)
 
 
 # ---------------------------------------------------------------- work
@@ -209,18 +217,39 @@ def a_stale_page(lab, engine):
 
 # ---------------------------------------------------------------- states
 
+class Saved:
+    """What a paused guest is made of: its device state, its RAM, and how much it did."""
+
+    def __init__(self, run, path):
+        port = Port(run.port).pause()
+        self.state, self.work = port.save(), run.ask()["work"]
+        port.close()
+        names = [path] + ([path + ".1"] if os.path.exists(path + ".1") else [])
+        self.ram = {name: open(name, "rb").read() for name in names}
+
+
 def saved(lab, path, engine, *args):
-    """A guest that worked for a while and was saved; its state, and how much it did."""
-    state = os.path.join(lab.dir, "state")
-    run = start(lab, engine, "--ram-file", path, "--save", state, *args)
+    run = start(lab, engine, "--ram-file", path, *args, port=True)
     wait_until(lambda: run.ask()["work"] > 20000, 20, "it works")
-    check_equal(run.end(), 0, "exit status of saving: %s" % run.stderr)
-    return state, run.events[-1]["work"]
+    guest = Saved(run, path)
+    check_equal(run.end(), 0, "exit status of a saved one: %s" % run.stderr)
+    return guest
 
 
-def loading(lab, path, state, engine, *args):
-    return lab.vmm("load%d" % len(lab.qemus), "--engine", engine, "--ram-file", path, "--load",
-                   state, *args, port=False)
+def loading(lab, path, guest, state, engine, *args):
+    """A ferry-vmm with that RAM, into which @state is loaded, and why that was refused."""
+    run = lab.vmm("load%d" % len(lab.qemus), "--engine", engine, "--ram-file", path, *args,
+                  incoming=True).started()
+    for name, data in guest.ram.items():
+        with open(name, "r+b") as file:
+            file.write(data)
+    port = Port(run.port)
+    refusal = port.load(state)
+    if not refusal:
+        port.run()
+    port.close()
+    check(not refusal or run.status() == "incoming", "it runs, and said %s", refusal)
+    return run, refusal
 
 
 @test(timeout=60, cases={e: (e,) for e in ENGINES})
@@ -228,15 +257,16 @@ def goes_on_where_it_was_saved(lab, engine):
     """Five times over, with all registers live: nobody notices anything."""
     path = ram_file(lab)
     args = ("--ram", "24M,5124K", "--vcpus", "4")
-    state, work = saved(lab, path, engine, *args)
+    guest = saved(lab, path, engine, *args)
     for _ in range(5):
-        run = loading(lab, path, state, engine, "--save", state, *args).started()
+        run, refusal = loading(lab, path, guest, guest.state, engine, *args)
+        check(not refusal, "it was refused: %s", refusal)
         first = run.ask()["work"]
-        check(first >= work, "work went back from %d to %d", work, first)
+        check(first >= guest.work, "work went back from %d to %d", guest.work, first)
         wait_until(lambda: run.ask()["work"] > first + 1000, 20, "it works on")
         check_equal(run.check_ram(), 0, "bad pages and registers")
+        guest = Saved(run, path)
         check_equal(run.end(), 0, "exit status: %s" % run.stderr)
-        work = run.events[-1]["work"]
 
 
 class State:
@@ -247,20 +277,14 @@ class State:
     AT = {"xsave": 0, "sregs": 4096, "xcrs": 4416, "regs": 4808, "debug": 4952, "events": 5080,
           "run state": 5144, "tsc": 5152, "nmsrs": 5160, "msr": 5168}
 
-    def __init__(self, path):
-        self.data = bytearray(open(path, "rb").read())
+    def __init__(self, data):
+        self.data = bytearray(data)
         check_equal(len(self.data), self.VCPU + 5168 + 16 * 512, "the size of the state")
         self.at = {name: self.VCPU + at for name, at in self.AT.items()}
         count, = struct.unpack_from("<I", self.data, self.at["nmsrs"])
         self.msrs = {struct.unpack_from("<I", self.data, at)[0]: at + 8 for at in
                      range(self.at["msr"], self.at["msr"] + 16 * count, 16)}
         self.tsc = self.at["tsc"]
-
-    def write(self, lab):
-        path = os.path.join(lab.dir, "damaged")
-        with open(path, "wb") as file:
-            file.write(self.data)
-        return path
 
     def xfeatures(self):
         return struct.unpack_from("<Q", self.data, self.at["xsave"] + 512)[0]
@@ -307,40 +331,39 @@ def a_sabotaged_register(lab, what):
     need("kvm")
     path = ram_file(lab)
     for _ in range(8):
-        file, _work = saved(lab, path, "kvm", *SMALL)
-        state = State(file)
+        guest = saved(lab, path, "kvm", *SMALL)
+        state = State(guest.state)
         sabotage(state, what)
-        run = loading(lab, path, state.write(lab), "kvm", *SMALL)
-        try:
-            run.started()
-            first = run.ask()["work"]
-            wait_until(lambda: run.ask()["errors"] or run.ask()["work"] > first + 5000, 20,
-                       "it runs or finds an error")
-        except Failed:
-            check(what != "kvm-clock", "no state is refused for its time: %s", run.stderr)
-            wait_until(lambda: not run.alive(), 10, "it is refused: " + run.stderr)
-        code = run.end() if run.alive() else run.wait()
+        run, refusal = loading(lab, path, guest, state.data, "kvm", *SMALL)
+        if refusal:
+            check(what != "kvm-clock", "no state is refused for its time: %s", refusal)
+            check("vCPU 0: KVM" in refusal, "it is refused for another reason: %s", refusal)
+            return
+        first = run.ask()["work"]
+        wait_until(lambda: run.ask()["errors"] or run.ask()["work"] > first + 5000, 20,
+                   "it runs or finds an error")
+        code = run.end()
         if code == 1:
+            check(what != "kvm-clock" or "the first: clock " in run.stderr,
+                  "it found something else: %s", run.stderr)
             return
         check_equal(code, 0, "exit status: %s" % run.stderr)
     raise Failed("a changed %s went unnoticed eight times" % what)
 
 
-def refused(lab, path, data, words, *args):
-    name = os.path.join(lab.dir, "hostile")
-    with open(name, "wb") as file:
-        file.write(data)
-    run = loading(lab, path, name, "kvm", *(SMALL + args))
-    check_equal(run.wait(), 1, "exit status: %s" % run.stderr)
-    check(words in run.stderr, "wanted '%s': %s", words, run.stderr)
+def refused(lab, path, guest, data, words, engine, *args):
+    run, refusal = loading(lab, path, guest, data, engine, *(SMALL + args))
+    check(refusal and words in refusal, "wanted '%s': %s", words, refusal)
+    check("ferry-vmm: " + refusal in run.stderr, "wanted '%s': %s", refusal, run.stderr)
+    check_equal(run.end(), 0, "exit status of one that never had a guest: %s" % run.stderr)
 
 
 @test(timeout=60)
 def hostile_states(lab):
     need("kvm")
     path = ram_file(lab)
-    file, _work = saved(lab, path, "kvm", *SMALL)
-    good = State(file)
+    guest = saved(lab, path, "kvm", *SMALL)
+    good = State(guest.state)
 
     def changed(offset, form, value):
         data = bytearray(good.data)
@@ -363,8 +386,8 @@ def hostile_states(lab):
             (changed(good.at["msr"] + 4, "<I", 1), others),
             (changed(good.at["run state"] + 4, "<I", 1), others),
             (changed(len(good.data) - 8, "<I", 1), others)):
-        refused(lab, path, data, words)
-    refused(lab, path, good.data, "ferry-vmm with 2 vCPUs: --vcpus", "--vcpus", "2")
+        refused(lab, path, guest, data, words, "kvm")
+    refused(lab, path, guest, good.data, "ferry-vmm with 2 vCPUs: --vcpus", "kvm", "--vcpus", "2")
 
 
 @test(timeout=120)
@@ -372,42 +395,30 @@ def random_states(lab):
     """Any damage is an error or a crash of the guest, never of ferry-vmm."""
     need("kvm")
     path = ram_file(lab)
-    file, _work = saved(lab, path, "kvm", *SMALL)
-    good = bytes(open(file, "rb").read())
+    guest = saved(lab, path, "kvm", *SMALL)
     chance = random.Random(1)
     outcomes = {0: 0, 1: 0}
     for number in range(200 if os.environ.get("FERRY_TEST_LONG") else 25):
-        data = bytearray(good)
+        data = bytearray(guest.state)
         for _ in range(chance.choice((1, 1, 4, 50))):
             at = chance.randrange(State.VCPU, State.VCPU + 6000)
             data[at] = chance.choice((0, 255, data[at] ^ 1 << chance.randrange(8)))
-        name = os.path.join(lab.dir, "random")
-        with open(name, "wb") as out:
-            out.write(data)
-        run = loading(lab, path, name, "kvm", *SMALL)
-        try:
-            run.started()
-        except Failed:
-            pass
-        code = run.end() if run.alive() else run.wait()
+        run, refusal = loading(lab, path, guest, data, "kvm", *SMALL)
+        code = run.end()
         check(code in outcomes, "state %d: exit status %d: %s", number, code, run.stderr)
-        outcomes[code] += 1
+        outcomes[1 if refusal else code] += 1
     check(outcomes[1], "no damage was noticed at all")
 
 
 @test()
 def other_states_of_threads(lab):
     path = ram_file(lab)
-    file, _work = saved(lab, path, "threads", *SMALL)
-    good = open(file, "rb").read()
-    stranger, size = "no device state of this ferry-vmm with 1 vCPUs", "too short or too long"
-    for data, words in ((b"", stranger), (good[:15], size), (good + b"x", size),
-                        (b"x" + good[1:], stranger), (good[:8] + b"\2" + good[9:], stranger)):
-        with open(file, "wb") as out:
-            out.write(data)
-        run = loading(lab, path, file, "threads", *SMALL)
-        check_equal(run.wait(), 1, "exit status: %s" % run.stderr)
-        check(words in run.stderr, "it said: %s", run.stderr)
+    guest = saved(lab, path, "threads", *SMALL)
+    good, stranger = guest.state, "no device state of this ferry-vmm with 1 vCPUs"
+    for data, words in ((b"", stranger), (good[:15], "too short or too long"),
+                        (good + b"x", "too short or too long"), (b"x" + good[1:], stranger),
+                        (good[:8] + b"\2" + good[9:], stranger)):
+        refused(lab, path, guest, data, words, "threads")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@
 #include <errno.h>
 #include <time.h>
 
-#define SECOND 1000000000ULL
 #define SLICE 10000000ULL /* ns of running between two pauses of a throttled vCPU */
 
 /* After a stretch that ended with @r. Return: false when the thread must end. */
@@ -19,8 +18,8 @@ static bool wait_for_turn(struct vcpu *vcpu, int r)
 {
 	struct vmm *vmm = vcpu->vmm;
 	uint64_t now = vmm_now_ns(CLOCK_MONOTONIC), turn;
-	struct timespec until;
 	bool end = r && r != -EINTR;
+	struct timespec until;
 
 	pthread_mutex_lock(&vmm->lock);
 	if (!r)
@@ -64,30 +63,29 @@ static void *vcpu_thread(void *arg)
 int crew_create(struct vmm *vmm)
 {
 	unsigned int i;
-	int r;
+	int r = 0;
 
-	for (i = 0; i < vmm->opt.vcpus; i++) {
-		vmm->busy++;
+	vmm->busy = vmm->opt.vcpus;
+	for (i = 0; i < vmm->opt.vcpus && !r; i++)
 		r = pthread_create(&vmm->vcpu[i].thread, NULL, vcpu_thread, &vmm->vcpu[i]);
-		if (r)
-			return vmm_error(vmm, r, "cannot start a thread for each vCPU");
-	}
-	return 0;
+	return r ? vmm_error(vmm, r, "cannot start a thread for each vCPU: %m") : 0;
 }
 
-static void crew_kick(struct vmm *vmm)
+static void kick_all(struct vmm *vmm)
 {
-	struct vcpu *vcpu;
+	unsigned int i;
 
-	for (vcpu = vmm->vcpu; vcpu < vmm->vcpu + vmm->opt.vcpus; vcpu++)
-		if (vcpu->run && vcpu->thread) /* without KVM a batch takes microseconds */
-			kvm_kick(vcpu);
+	/* Also a KVM_RUN that has not begun. Without KVM a batch takes microseconds. */
+	for (i = 0; i < vmm->opt.vcpus && !vmm->opt.threads; i++) {
+		__atomic_store_n(&vmm->vcpu[i].run->immediate_exit, 1, __ATOMIC_SEQ_CST);
+		pthread_kill(vmm->vcpu[i].thread, KICK);
+	}
 }
 
 int crew_tick(struct vmm *vmm)
 {
 	if (vmm->throttle)
-		crew_kick(vmm);
+		kick_all(vmm);
 	return vmm->throttle ? 5 : 100;
 }
 
@@ -96,7 +94,7 @@ void crew_pause(struct vmm *vmm, unsigned int by)
 	pthread_mutex_lock(&vmm->lock);
 	__atomic_or_fetch(&vmm->paused, by, __ATOMIC_RELAXED);
 	pthread_cond_broadcast(&vmm->changed);
-	crew_kick(vmm);
+	kick_all(vmm);
 	while (vmm->busy)
 		pthread_cond_wait(&vmm->changed, &vmm->lock);
 	pthread_mutex_unlock(&vmm->lock);

@@ -13,9 +13,10 @@
 #include "vmm/vmm.h"
 
 #include <errno.h>
-#include <linux/kvm.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <time.h>
+#include <unistd.h>
 
 #define CODE_PAGE 1
 #define MAP_PAGE 5
@@ -44,17 +45,20 @@ static const struct kvm_debugregs hidden_debug = {
 
 int boot_lay_out(struct vmm *vmm)
 {
-	uint64_t last = vmm->opt.blocks - 1, vcpus = vmm->opt.vcpus, i;
+	uint64_t last = vmm->opt.blocks - 1, vcpus = vmm->opt.vcpus;
 	uint64_t end = vmm->guest.block[last].addr + vmm->opt.ram[last];
+	unsigned int i;
 
 	vmm->head_pages = PAGE_TABLE_PAGE + 2 + (end + GIB - 1) / GIB + vcpus * PAYLOAD_LANE_PAGES;
 	if (vmm->host.block[0].pages < vmm->head_pages)
-		return vmm_error(vmm, EINVAL,
-				 "the first block of --ram is too small: give it %llu KiB",
-				 (unsigned long long)vmm->head_pages * 4);
-	for (i = 0; i < vcpus; i++)
-		vmm->vcpu[i].lane = (struct payload_lane *)payload_page(&vmm->host,
-			vmm->head_pages - (vcpus - i) * PAYLOAD_LANE_PAGES);
+		return vmm_error(vmm, EINVAL, "the first block of --ram is too small: give it %lu "
+				 "KiB", vmm->head_pages * 4);
+	for (i = 0; i < vcpus; i++) {
+		uint64_t page = vmm->head_pages - (vcpus - i) * PAYLOAD_LANE_PAGES;
+
+		vmm->vcpu[i] = (struct vcpu){ .vmm = vmm, .number = i, .lane =
+			(struct payload_lane *)payload_page(&vmm->host, page) };
+	}
 	return 0;
 }
 
@@ -70,27 +74,31 @@ static void fill_page_tables(struct vmm *vmm)
 		table[1024 + i] = i * HUGE_PAGE | 0x87;
 }
 
-int boot_fill(struct vmm *vmm)
+/* How fast the time stamp counter runs: the payload measures gaps by it. */
+static uint64_t tsc_khz(void)
 {
-	struct payload_work work = {
-		.working_pages = vmm->opt.working_set / PAYLOAD_PAGE,
-		.tsc_khz = vmm->tsc_khz,
-		.fill_pages = vmm->opt.fill / PAYLOAD_PAGE,
-		.rate = vmm->opt.dirty_rate,
-		.zero_percent = (unsigned int)vmm->opt.zero_percent,
-		.pattern = (unsigned int)vmm->opt.pattern,
-	};
-	uint64_t pages = 0;
+	uint64_t ns = vmm_now_ns(CLOCK_MONOTONIC), tsc = __builtin_ia32_rdtsc();
+
+	usleep(20000);
+	tsc = __builtin_ia32_rdtsc() - tsc;
+	return tsc * 1000000 / (vmm_now_ns(CLOCK_MONOTONIC) - ns);
+}
+
+static int fill_ram(struct vmm *vmm)
+{
+	struct payload_work work = vmm->opt.work;
+	uint64_t pages = 0, khz = tsc_khz();
 	unsigned int i;
 
 	for (i = 0; i < vmm->opt.blocks; i++)
 		pages += vmm->host.block[i].pages;
-	if (vmm->head_pages + work.working_pages + work.fill_pages > pages ||
-	    work.working_pages < vmm->opt.vcpus)
-		return vmm_error(vmm, EINVAL,
-				 "--working-set and --fill must fit into --ram less %llu "
-				 "KiB, and each vCPU needs a page of its own",
-				 (unsigned long long)vmm->head_pages * 4);
+	if (!work.working_set)
+		work.working_set = pages / 4 * PAYLOAD_PAGE;
+	if (vmm->head_pages + (work.working_set + work.fill) / PAYLOAD_PAGE > pages ||
+	    work.working_set / PAYLOAD_PAGE < vmm->opt.vcpus)
+		return vmm_error(vmm, EINVAL, "--working-set and --fill must fit into --ram less "
+				 "%lu KiB, and each vCPU needs a page of its own",
+				 vmm->head_pages * 4);
 	memcpy(payload_page(&vmm->host, CODE_PAGE), __start_payload,
 	       (uintptr_t)__stop_payload - (uintptr_t)__start_payload);
 	memcpy(payload_page(&vmm->host, MAP_PAGE), &vmm->guest, sizeof(vmm->guest));
@@ -98,16 +106,34 @@ int boot_fill(struct vmm *vmm)
 	for (i = 0; i < vmm->opt.vcpus; i++) {
 		struct payload_lane *lane = vmm->vcpu[i].lane;
 
-		lane->self =
-			(uint64_t)(uintptr_t)lane - vmm->host.block[0].addr; /* block 0 is at 0 */
+		lane->self = (uintptr_t)lane - vmm->host.block[0].addr; /* block 0 is at 0 */
 		lane->gs = lane->self + LANE_GS;
 		lane->number = i;
 		lane->lanes = vmm->opt.vcpus;
 		lane->first_page = vmm->head_pages;
-		payload_prepare(lane, &work);
+		payload_prepare(lane, &work, khz);
 	}
 	payload_fill(vmm->vcpu[0].lane, &vmm->host);
 	return 0;
+}
+
+/* The host's. KVM tells the number of the processor it was asked on, too: all vCPUs have 0. */
+int boot_cpuid(struct vmm *vmm)
+{
+	struct kvm_cpuid_entry2 *entry = vmm->cpuid.entry;
+	int r;
+
+	vmm->cpuid.head.nent = MAX_CPUIDS;
+	r = kvm_do(vmm, vmm->kvm, KVM_GET_SUPPORTED_CPUID, &vmm->cpuid, "tell its CPUID");
+	for (; entry < vmm->cpuid.entry + vmm->cpuid.head.nent && !r; entry++) {
+		if (entry->function == 1)
+			entry->ebx &= 0xffffff;
+		else if (entry->function == 0xb || entry->function == 0x1f)
+			entry->edx = 0;
+		else if (entry->function == 0x8000001e)
+			entry->eax = entry->ebx = entry->ecx = 0;
+	}
+	return r;
 }
 
 /* A leaf of the CPUID that all vCPUs have, or one of zeros. */
@@ -115,10 +141,9 @@ static struct kvm_cpuid_entry2 leaf(const struct vmm *vmm, uint32_t function, ui
 {
 	uint32_t i;
 
-	for (i = 0; i < vmm->cpuid->nent; i++)
-		if (vmm->cpuid->entries[i].function == function &&
-		    vmm->cpuid->entries[i].index == index)
-			return vmm->cpuid->entries[i];
+	for (i = 0; i < vmm->cpuid.head.nent; i++)
+		if (vmm->cpuid.entry[i].function == function && vmm->cpuid.entry[i].index == index)
+			return vmm->cpuid.entry[i];
 	return (struct kvm_cpuid_entry2){ 0 };
 }
 
@@ -131,11 +156,11 @@ static int start_hidden(struct vcpu *vcpu)
 	for (i = 0; i < HIDDEN; i++) {
 		value = hidden[i].data;
 		if (state_msr(vcpu, KVM_SET_MSRS, hidden[i].index, &value))
-			return vmm_error(vcpu->vmm, EINVAL, "KVM refuses a value for MSR %#x",
-					 hidden[i].index);
+			return vcpu_error(vcpu, EINVAL, "KVM refuses a value for MSR %#x",
+					  hidden[i].index);
 	}
 	return ioctl(vcpu->fd, KVM_SET_DEBUGREGS, &hidden_debug) ?
-	       vmm_error(vcpu->vmm, errno, "KVM_SET_DEBUGREGS: %m") : 0;
+	       vcpu_error(vcpu, errno, "KVM refuses the first debug registers: %m") : 0;
 }
 
 static int start_vcpu(struct vcpu *vcpu)
@@ -163,7 +188,7 @@ static int start_vcpu(struct vcpu *vcpu)
 				leaf(vmm, 0xd, i).ebx, leaf(vmm, 0xd, i).eax };
 	xcrs.xcrs[0].value = lane->xmask;
 	if (ioctl(vcpu->fd, KVM_GET_SREGS, &sregs))
-		return vmm_error(vmm, errno, "KVM_GET_SREGS: %m");
+		return vcpu_error(vcpu, errno, "KVM does not tell its first state: %m");
 	sregs.cs = code;
 	sregs.ds = sregs.es = sregs.fs = sregs.gs = sregs.ss = data;
 	sregs.fs.base = lane->self;
@@ -174,14 +199,14 @@ static int start_vcpu(struct vcpu *vcpu)
 	sregs.efer = 0x501; /* LMA LME SCE */
 	if (ioctl(vcpu->fd, KVM_SET_SREGS, &sregs) || ioctl(vcpu->fd, KVM_SET_REGS, &regs) ||
 	    (lane->xmask && ioctl(vcpu->fd, KVM_SET_XCRS, &xcrs)))
-		return vmm_error(vmm, errno, "KVM refuses the vCPU's first state: %m");
+		return vcpu_error(vcpu, errno, "KVM refuses its first state: %m");
 	return start_hidden(vcpu);
 }
 
 int boot_start(struct vmm *vmm)
 {
 	unsigned int i;
-	int r = 0;
+	int r = fill_ram(vmm);
 
 	for (i = 0; i < vmm->opt.vcpus && !r && !vmm->opt.threads; i++)
 		r = start_vcpu(&vmm->vcpu[i]);
@@ -199,13 +224,13 @@ uint64_t boot_check(struct vmm *vmm)
 			if (state_msr(&vmm->vcpu[v], KVM_GET_MSRS, hidden[i].index, &value) ||
 			    value != hidden[i].data) {
 				wrong++;
-				vmm_error(vmm, EINVAL, "vCPU %u: MSR %#x has changed", v,
-					  hidden[i].index);
+				vcpu_error(&vmm->vcpu[v], EINVAL, "MSR %#x has changed",
+					   hidden[i].index);
 			}
 		if (ioctl(vmm->vcpu[v].fd, KVM_GET_DEBUGREGS, &debug) ||
 		    memcmp(debug.db, hidden_debug.db, sizeof(debug.db))) {
 			wrong++;
-			vmm_error(vmm, EINVAL, "vCPU %u: its debug registers have changed", v);
+			vcpu_error(&vmm->vcpu[v], EINVAL, "its debug registers have changed");
 		}
 	}
 	return wrong;

@@ -31,16 +31,17 @@ static void set_cursor(struct payload_cursor *cursor, uint64_t first, uint64_t c
 	}
 }
 
-void payload_prepare(struct payload_lane *lane, const struct payload_work *work)
+void payload_prepare(struct payload_lane *lane, const struct payload_work *work, uint64_t tsc_khz)
 {
-	uint64_t count = (work->working_pages - lane->number + lane->lanes - 1) / lane->lanes, hot;
+	uint64_t pages = work->working_set / PAYLOAD_PAGE, hot;
+	uint64_t count = (pages - lane->number + lane->lanes - 1) / lane->lanes;
 
-	lane->fill_page = lane->first_page + work->working_pages;
-	lane->fill_pages = work->fill_pages;
+	lane->fill_page = lane->first_page + pages;
+	lane->fill_pages = work->fill / PAYLOAD_PAGE;
 	lane->zero_percent = work->zero_percent;
 	lane->rate = (work->rate + lane->lanes - 1) / lane->lanes;
 	lane->batch = !lane->rate || lane->rate > 25600 ? 256 : (lane->rate + 99) / 100;
-	lane->second = 1000ULL * work->tsc_khz;
+	lane->second = 1000 * tsc_khz;
 	lane->period = lane->rate ? lane->second * lane->batch / lane->rate : 0;
 	hot = work->pattern == 2 && count >= 10 ? count / 10 : 0;
 	lane->hot = hot > 0;
@@ -135,17 +136,19 @@ static uint64_t check_untouched(const struct payload_map *map, const int *fds, u
 	return bad;
 }
 
-uint64_t payload_check(struct payload_lane *const *lanes, const struct payload_map *map,
-		       const int *fds, uint64_t *checked)
+uint64_t payload_check(const struct payload_lane *first, uint64_t count,
+		       const struct payload_map *map, const int *fds, uint64_t *checked)
 {
-	uint64_t bad = 0, page = lanes[0]->fill_page, end = page + lanes[0]->fill_pages, i;
+	uint64_t bad = 0, page = first->fill_page, end = page + first->fill_pages, i;
+	const uint8_t *lane = (const uint8_t *)first;
 	uint64_t words[PAYLOAD_WORDS];
 
 	for (*checked = 0; page < end; page++, ++*checked) {
 		fill_words(page, words);
 		bad += memcmp(payload_page(map, page), words, sizeof(words)) != 0;
 	}
-	for (i = 0; i < lanes[0]->lanes; i++)
-		bad += check_lane(lanes[i], map, checked);
-	return bad + check_untouched(map, fds, end);
+	bad += check_untouched(map, fds, end);
+	for (i = 0; i < count; i++, lane += PAYLOAD_LANE_PAGES * PAYLOAD_PAGE)
+		bad += check_lane((const void *)lane, map, checked);
+	return bad;
 }

@@ -134,14 +134,13 @@ extern const uint8_t __start_payload[], __stop_payload[];
 
 /* The rest is the VMM's side of it, in check.c. */
 struct payload_work {
-	uint64_t working_pages, fill_pages;	/* from lane->first_page on */
-	uint64_t rate;				/* of all lanes */
-	unsigned int zero_percent, pattern;	/* 0 in order, 1 scattered, 2 mostly a tenth */
-	uint32_t tsc_khz;
+	uint64_t working_set, fill;		/* bytes from lane->first_page on */
+	uint64_t rate, zero_percent;		/* of all lanes: pages a second, 0: all they can */
+	uint64_t pattern;			/* 0 in order, 1 scattered, 2 mostly a tenth */
 };
 
 /* Give @lane, whose self, number, lanes and first_page are set, its part of the work. */
-void payload_prepare(struct payload_lane *lane, const struct payload_work *work);
+void payload_prepare(struct payload_lane *lane, const struct payload_work *work, uint64_t tsc_khz);
 
 /* When the next batch may begin, after one that was due at @due_ns. */
 uint64_t payload_due(const struct payload_lane *lane, uint64_t due_ns, uint64_t now_ns);
@@ -151,9 +150,10 @@ void payload_fill(const struct payload_lane *lane, const struct payload_map *map
 
 /*
  * Compare all of RAM with what must be there, while nobody runs: working set, fill, and that
- * untouched pages are zero. @fds: the files of the blocks. Return: how many pages are wrong.
+ * untouched pages are zero. @first of @count lanes, which lie one behind the other; @fds: the
+ * files of the blocks. Return: how many pages are wrong.
  */
-uint64_t payload_check(struct payload_lane *const *lanes, const struct payload_map *map,
-		       const int *fds, uint64_t *checked);
+uint64_t payload_check(const struct payload_lane *first, uint64_t count,
+		       const struct payload_map *map, const int *fds, uint64_t *checked);
 #endif
 #endif
