@@ -64,7 +64,7 @@ def timeout_without_a_peer(lab):
 
 @test(timeout=60)
 def two_at_once(lab):
-    guests = [lab.boot("a"), lab.boot("b")]
+    guests = [lab.guest(), lab.boot("b")]
     targets = [lab.destination("a2"), lab.destination("b2")]
     recvs = [lab.recv(t) for t in targets]
     sends = [lab.send(g.qemu, r.listening) for g, r in zip(guests, recvs)]

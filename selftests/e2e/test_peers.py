@@ -5,7 +5,6 @@
 They talk to a `ferry recv` whose QEMU waits for a guest. Whatever is said, it ends with the
 text that names it, and nothing is left behind in that QEMU.
 """
-import os
 import sys
 
 import tap
@@ -13,7 +12,7 @@ from lib import Lab, check, check_equal, check_result, prerequisites
 from peer import (ABORT, ACK, ASK, BLOCKS, BUSY, CHANNEL, CONFIG, EPOCH, FLUSH, FLUSHED, GUEST,
                   HASHES, LENGTH, LOADED, MIB, MULTIFD, PACKAGE, PACKET, PING, PONG, RAM_PAGES,
                   READY, RECOVER, RELEASE, RUN, SYNC, UNSEEN, UUID, VERSION, ZERO, Line, Receiver,
-                  blocks, config, extent, frame, hello, packet, sync, u32)
+                  blocks, config, extent, frame, packet, sync, u32)
 from tap import Failed, test
 
 SAME = ": start both VMMs with the same memory objects and ids"
@@ -237,23 +236,6 @@ def who_comes_in(lab):
     check_equal(main.frame(), (PONG, u32(0)), "the answer to PING")
     main.say(frame(ABORT, b"enough"))
     receiver.finish("the source gave up: enough")
-
-
-@test()
-def a_crowd_at_the_door(lab):
-    """Forty that say nothing, some half a HELLO: a real source comes in all the same."""
-    guest = lab.guest()
-    target = lab.destination()
-    path = os.path.join(lab.dir, "door.sock")
-    recv = lab.recv(target, "unix:" + path)
-    crowd = [Line.to(path).say(hello()[:n % 64]) for n in range(40)]
-    send = lab.send(guest.qemu, "unix:" + path)
-    send.finish().check_code(0)
-    recv.finish().check_code(0)
-    guest.moved(target)
-    guest.check_good()
-    for line in crowd:
-        line.close()
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
 
 They are sent a running guest. Whatever they say, `ferry send` ends with the text that names it,
 the guest runs at the source, and nothing is left behind in its QEMU. test_peers.py has the
-other side.
+other side; what of that needs a running guest, a crowd at the door, is here.
 """
 import os
 import sys
@@ -263,6 +263,23 @@ def a_destination_that_changes_its_mind(lab, stage):
     guest.qemu.check_clean()
     wait_until(lambda: not target.alive(), 5, "the loaded destination has ended")
     guest.check_good()
+
+
+@test()
+def a_crowd_at_the_door(lab):
+    """Forty that say nothing, some half a HELLO: a real source comes in all the same."""
+    guest = lab.guest()
+    target = lab.destination()
+    path = os.path.join(lab.dir, "door.sock")
+    recv = lab.recv(target, "unix:" + path)
+    crowd = [Line.to(path).say(hello()[:n % 64]) for n in range(40)]
+    send = lab.send(guest.qemu, "unix:" + path)
+    send.finish().check_code(0)
+    recv.finish().check_code(0)
+    guest.moved(target)
+    guest.check_good()
+    for line in crowd:
+        line.close()
 
 
 if __name__ == "__main__":
