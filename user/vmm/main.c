@@ -42,7 +42,7 @@ int main(int argc, char **argv)
 	static struct vmm vmm = { .paused = PAUSED_BY_PORT, .lock = PTHREAD_MUTEX_INITIALIZER,
 		.changed = PTHREAD_COND_INITIALIZER, .ring_lock = PTHREAD_MUTEX_INITIALIZER };
 	struct timespec tick = { 0 };
-	int signum = 0, status;
+	int signum = 0;
 	sigset_t signals;
 
 	vmm.opt = options_parse(argc, argv);
@@ -71,7 +71,6 @@ int main(int argc, char **argv)
 	crew_pause(&vmm, PAUSED_TO_END);
 	if (vmm.placed && !(vmm.paused & PAUSED_BY_PORT)) /* else pages may be elsewhere */
 		report_check(&vmm);
-	status = report_end(&vmm);
 	ferry_port_destroy(vmm.port);
-	return status;
+	return report_end(&vmm);
 }

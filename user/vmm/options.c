@@ -9,11 +9,9 @@
 
 #define MAX_BLOCKS PAYLOAD_MAX_BLOCKS
 #define MAX_BYTES (1ULL << 38)
-#define MAX_RATE 1000000000
 #define FIRST_KEY 256 /* no letter */
 
 static struct options opt = { .vcpus = 1, .ram = { 64 << 20 } };
-static struct payload_work work; /* which the options take over */
 
 /* What each is, and where its value goes. */
 static const struct row {
@@ -22,19 +20,25 @@ static const struct row {
 	uint64_t most; /* of a number; how many sizes */
 	void *value;
 } rows[] = {
-	{ "engine", "kvm|threads", "who runs the guest: KVM, or threads", WORD, 0, &opt.threads },
+	{ "engine", "kvm|threads", "who runs the guest (kvm); threads needs no KVM",
+	  WORD, 0, &opt.threads },
 	{ "vcpus", "N", "1 to 64 (1)", NUMBER, MAX_VCPUS, &opt.vcpus },
 	{ "ram", "SIZE[,SIZE...]", "up to 8 blocks of its RAM (64M)", SIZES, MAX_BLOCKS, opt.ram },
 	{ "ram-file", "PATH", "RAM in files PATH, PATH.1, ..., no memfds", TEXT, 0, &opt.ram_file },
 	{ "port", "PATH", "be a guest that ferry can take, as port:PATH", TEXT, 0, &opt.port },
 	{ "incoming", NULL, "wait for a guest to arrive at --port", FLAG, 0, &opt.incoming },
 	{ "adopt", NULL, "with --incoming: it brings its RAM, by ferry cpr", FLAG, 0, &opt.adopt },
-	{ "tracker-log", "none|log|ring", "KVM's log, for --tracker port", WORD, 0, &opt.log },
-	{ "working-set", "SIZE", "how much it writes (a quarter)", SIZES, 1, &work.working_set },
-	{ "fill", "SIZE", "how much more is not compressible (0)", SIZES, 1, &work.fill },
-	{ "dirty-rate", "PAGES", "written a second, or max (max)", NUMBER, MAX_RATE, &work.rate },
-	{ "zero-share", "PERCENT", "of them become zero (0)", NUMBER, 100, &work.zero_percent },
-	{ "pattern", "seq|random|hot", "hot: 9 of 10 to 1 of 10 (seq)", WORD, 0, &work.pattern },
+	{ "tracker-log", "none|log|ring", "KVM's, for --tracker port (none)", WORD, 0, &opt.log },
+	{ "working-set", "SIZE", "how much RAM the guest writes (a quarter)",
+	  SIZES, 1, &opt.work.working_set },
+	{ "fill", "SIZE", "this much more holds data that does not compress",
+	  SIZES, 1, &opt.work.fill },
+	{ "dirty-rate", "PAGES", "all vCPUs write a second, or max (max)",
+	  NUMBER, 1000000000, &opt.work.rate },
+	{ "zero-share", "PERCENT", "of writes that make a page zero (0)",
+	  NUMBER, 100, &opt.work.zero_percent },
+	{ "pattern", "seq|random|hot", "hot: 9 of 10 writes to 1 of 10 pages (seq)",
+	  WORD, 0, &opt.work.pattern },
 };
 #define ROWS (sizeof(rows) / sizeof(rows[0]))
 
@@ -85,11 +89,11 @@ static bool parse_value(const struct row *row, const char *arg)
 		for (*number = 0; (word = strsep(&words, "|")) && strcmp(word, arg); ++*number)
 			;
 		return word;
-	} else if (number == &work.rate && !strcmp(arg, "max")) {
+	} else if (number == &opt.work.rate && !strcmp(arg, "max")) {
 		*number = 0;
 	} else {
 		arg = parse_number(arg, row->most, number);
-		return arg && !*arg && (*number || number == &work.zero_percent);
+		return arg && !*arg && (*number || number == &opt.work.zero_percent);
 	}
 	return true;
 }
@@ -121,9 +125,9 @@ struct options options_parse(int argc, char **argv)
 	struct argp_option options[ROWS + 1] = { 0 };
 	const struct argp argp = { .options = options, .parser = parse, .doc =
 		"A small VMM that can be migrated: its guest checks the pages that it writes.\v"
-		"Each second and at SIGUSR2 it prints the work done. SIGUSR1 checks all of RAM, "
-		"SIGTERM checks it and ends. A guest that arrives brings its working set, fill, "
-		"rate, share and pattern along. Exit status 0: all was well." };
+		"Each second and at SIGUSR2 it prints work done, and how long vCPUs stood still. "
+		"SIGUSR1 checks all of RAM, SIGTERM checks it and ends. Exit status 0: all well. "
+		"A guest that arrives brings working set, fill, rate, share and pattern along." };
 	unsigned int i;
 
 	for (i = 0; i < ROWS; i++)
@@ -133,6 +137,5 @@ struct options options_parse(int argc, char **argv)
 	argp_parse(&argp, argc, argv, 0, NULL, NULL);
 	while (opt.blocks < MAX_BLOCKS && opt.ram[opt.blocks])
 		opt.blocks++;
-	opt.work = work;
 	return opt;
 }

@@ -228,8 +228,7 @@ int state_load(void *ctx, int fd)
 
 	if (all.magic != (vmm->opt.threads ? MAGIC_THREADS : MAGIC) || all.vcpus != vmm->opt.vcpus)
 		return vmm_error(vmm, EINVAL, "this is no device state of this ferry-vmm with "
-				 "%lu vCPUs: --vcpus and --engine must be what they were",
-				 vmm->opt.vcpus);
+				 "%lu vCPUs: --vcpus and --engine must be equal", vmm->opt.vcpus);
 	if (got != bytes)
 		return vmm_error(vmm, EINVAL, "the device state is damaged: too short or too long");
 	return vmm->opt.threads ? 0 : set_vm(vmm);
