@@ -84,6 +84,21 @@ def odd_names(lab):
 
 
 @test(timeout=30)
+def file_descriptor_limit(lab):
+    """ulimit -n, wherever it hits: what is missing is named, and the VMM waits on as before."""
+    target = lab.destination()
+    for limit in range(6, 30, 2):
+        run = lab.shell('ulimit -n %d; exec "$FERRY" recv %s unix:%s'
+                        % (limit, target.uri, lab.path()))
+        check_equal(run.returncode, 1, "the exit status (%s)" % run.stderr)
+        check(re.search("Too many open files|ulimit -n|no room to keep the descriptor", run.stderr),
+              "of %d: %s", limit, run.stderr)
+        check("has gone" not in run.stderr, "of %d: %s", limit, run.stderr)
+        check_equal(target.status(), "incoming", "the VMM after %d" % limit)
+    target.check_clean()
+
+
+@test(timeout=30)
 def file_size_limit(lab):
     """ulimit -f: an error that says so, a guest that goes on, and a record that is true."""
     guest = lab.guest()

@@ -135,7 +135,8 @@ int ferry_lobby_wait(struct ferry_lobby *lobby, int other, uint64_t deadline_ns,
 		n = poll(p, FERRY_LOBBY_SEATS + 3, ferry_clock_poll_ms(soonest));
 		if (n < 0 && errno != EINTR)
 			return ferry_error_set(err, errno, "cannot wait for connections: %s",
-					       strerror(errno));
+					       errno == EINVAL ? "too few open files are allowed "
+					       "(ulimit -n)" : strerror(errno));
 		if (n <= 0)
 			continue;
 		if (p[2].revents)

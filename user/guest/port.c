@@ -113,8 +113,9 @@ static int open_process(struct ferry_vmm *v, struct ferry_error *err)
 	v->guest.pid = v->vmm.pid;
 	v->pidfd = (int)syscall(SYS_pidfd_open, v->guest.pid, 0);
 	if (v->pidfd < 0)
-		return ferry_error_set(err, errno, "the VMM (pid %d) has gone: %s",
-				       (int)v->guest.pid, strerror(errno));
+		return ferry_error_set(err, errno, "the VMM (pid %d) %s: %s", (int)v->guest.pid,
+				       errno == ESRCH ? "has gone" : "cannot be watched",
+				       strerror(errno));
 	fcntl(v->pidfd, F_SETFD, FD_CLOEXEC);
 	v->start = ferry_proc_start(v->guest.pid);
 	v->peers.vmm = v->guest.pid;

@@ -112,10 +112,11 @@ static int open_process(struct ferry_qemu *q, struct ferry_error *err)
 	q->guest.pid = q->peers.vmm = pid;
 	q->pidfd = (int)syscall(SYS_pidfd_open, pid, 0);
 	if (q->pidfd < 0)
-		return ferry_error_set(err, errno, "QEMU (pid %d, from the socket %s) has gone: %s; "
+		return ferry_error_set(err, errno, "QEMU (pid %d, from the socket %s) %s: %s; "
 				       "if another program made the socket for it, give ferry one "
 				       "QEMU makes itself: -qmp unix:PATH,server=on,wait=off",
-				       (int)pid, q->guest.path, strerror(errno));
+				       (int)pid, q->guest.path, errno == ESRCH ? "has gone" :
+				       "cannot be watched", strerror(errno));
 	fcntl(q->pidfd, F_SETFD, FD_CLOEXEC);
 	q->start = ferry_proc_start(pid);
 	return 0;
