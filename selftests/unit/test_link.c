@@ -366,7 +366,7 @@ static void refused(void **state)
 	assert_string_equal(err.text, "the destination refused: no ?[1mdisk");
 	/* Its end is a fact of its own, and the first words stay. */
 	assert_int_equal(wait_for(link, FERRY_LINK_LOST, SOON_MS, &err), 0);
-	assert_true(ferry_link_closed(link));
+	assert_true(ferry_link_closed(link, ferry_clock_in_ms(SOON_MS)));
 	assert_int_equal(ferry_link_why(link, &err), -ECONNREFUSED);
 	assert_string_equal(err.text, "the destination refused: no ?[1mdisk");
 	ferry_link_close(link);
@@ -440,7 +440,7 @@ static void nonsense(void **state)
 		snprintf(text, sizeof(text), "the link to the destination is lost: %s",
 			 cases[i].text);
 		assert_string_equal(err.text, text);
-		assert_false(ferry_link_closed(link));
+		assert_false(ferry_link_closed(link, ferry_clock_in_ms(SOON_MS)));
 		ferry_link_close(link);
 		ferry_io_close(&p->fd);
 	}

@@ -297,6 +297,61 @@ static void backlog(void **state)
 	assert_int_equal(unlink(uri.path), 0);
 }
 
+static void connected(struct ferry_uri *uri, int *here, int *there)
+{
+	struct ferry_error err = { 0 };
+	bool all;
+	int lfd = ferry_sock_listen(uri, &all, &err);
+
+	assert_true(lfd >= 0);
+	*here = ferry_sock_connect(uri, ferry_clock_in_ms(SOON_MS), NULL, &err);
+	assert_true(*here >= 0);
+	*there = ferry_sock_accept(lfd, ferry_clock_in_ms(SOON_MS));
+	assert_true(*there >= 0);
+	close(lfd);
+}
+
+/* Both look like a closed line to whoever reads: only one has got the last word. */
+static void delivered(void **state)
+{
+	struct ferry_uri uris[] = { parse("tcp:127.0.0.1:0", ""), parse("unix:%s/s", dir) };
+	int here, there;
+	unsigned int i;
+	char c;
+
+	(void)state;
+	for (i = 0; i < 2; i++) {
+		connected(&uris[i], &here, &there);
+		assert_int_equal(ferry_io_write(here, "x", 1, ferry_clock_in_ms(SOON_MS)), 0);
+		assert_int_equal(ferry_io_read(there, &c, 1, ferry_clock_in_ms(SOON_MS)), 0);
+		close(there);
+		assert_int_equal(ferry_io_read(here, &c, 1, ferry_clock_in_ms(SOON_MS)), -ENODATA);
+		assert_true(ferry_sock_delivered(here, ferry_clock_in_ms(SOON_MS)));
+		close(here);
+	}
+	/* It had closed before it was said, and TCP takes it. */
+	connected(&uris[0], &here, &there);
+	close(there);
+	assert_int_equal(ferry_io_write(here, "x", 1, ferry_clock_in_ms(SOON_MS)), 0);
+	assert_int_equal(ferry_io_read(here, &c, 1, ferry_clock_in_ms(SOON_MS)), -ENODATA);
+	assert_false(ferry_sock_delivered(here, ferry_clock_in_ms(SOON_MS)));
+	close(here);
+	connected(&uris[1], &here, &there);
+	close(there);
+	assert_int_equal(ferry_io_write(here, "x", 1, ferry_clock_in_ms(SOON_MS)), -EPIPE);
+	close(here);
+	/* It died with it unread. */
+	for (i = 0; i < 2; i++) {
+		connected(&uris[i], &here, &there);
+		assert_int_equal(ferry_io_write(here, "x", 1, ferry_clock_in_ms(SOON_MS)), 0);
+		close(there);
+		assert_int_equal(ferry_io_read(here, &c, 1, ferry_clock_in_ms(SOON_MS)),
+				 -ECONNRESET);
+		close(here);
+	}
+	assert_int_equal(unlink(uris[1].path), 0);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -309,6 +364,7 @@ int main(void)
 		cmocka_unit_test(is_stopped),
 		cmocka_unit_test(hopeless),
 		cmocka_unit_test(backlog),
+		cmocka_unit_test(delivered),
 	};
 
 	return cmocka_run_group_tests(tests, setup, teardown);

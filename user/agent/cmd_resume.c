@@ -115,7 +115,7 @@ static int resume_own(struct ferry_job *job, struct ferry_error *err)
 		return r;
 	ferry_runtime_forget(job->record.id, NULL);
 	resume_tell(job, "%s: the guest runs here, at the destination\n", job->record.id);
-	return r;
+	return 0;
 }
 
 static int resume_destination(struct ferry_job *job, bool force, struct ferry_error *err)

@@ -570,14 +570,14 @@ enum ferry_wire_answer ferry_link_answer(struct ferry_link *link)
 	return answer;
 }
 
-bool ferry_link_closed(struct ferry_link *link)
+bool ferry_link_closed(struct ferry_link *link, uint64_t deadline_ns)
 {
 	bool closed;
 
 	pthread_mutex_lock(&link->lock);
 	closed = link->closed;
 	pthread_mutex_unlock(&link->lock);
-	return closed;
+	return closed && ferry_sock_delivered(link->fd, deadline_ns);
 }
 
 uint64_t ferry_link_start_ns(struct ferry_link *link)

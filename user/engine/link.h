@@ -103,8 +103,8 @@ enum ferry_wire_answer ferry_link_answer(struct ferry_link *link);
 uint64_t ferry_link_features(const struct ferry_link *link);
 /** ferry_link_cannot() - why there can be no postcopy, as CANNOT told. Return: false, it can. */
 bool ferry_link_cannot(struct ferry_link *link, char *why, size_t room);
-/** ferry_link_closed() - was it lost because the destination closed it? */
-bool ferry_link_closed(struct ferry_link *link);
+/** ferry_link_closed() - did the destination close it, and had it got all that was sent? */
+bool ferry_link_closed(struct ferry_link *link, uint64_t deadline_ns);
 /** ferry_link_start_ns() - from RUN received to guest started, as RUNNING told. */
 uint64_t ferry_link_start_ns(struct ferry_link *link);
 /** ferry_link_ping() - measure the round trip; the answer is not waited for. Return: 0 or -errno. */

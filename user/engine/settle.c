@@ -109,7 +109,7 @@ static int settle_ack(struct ferry_settle *s)
 		    !ferry_link_send(s->link, FERRY_WIRE_ACK, body, sizeof(body), NULL) &&
 		    !ferry_link_wait(s->link, FERRY_LINK_LOST,
 				     ferry_clock_in_ms(SETTLE_GOODBYE_MS), NULL) &&
-		    ferry_link_closed(s->link))
+		    ferry_link_closed(s->link, ferry_clock_in_ms(SETTLE_GOODBYE_MS)))
 			return 0;
 		if (settle_reconnect(s, deadline_ns, NULL))
 			ferry_clock_sleep_ns(SETTLE_RETRY_NS);

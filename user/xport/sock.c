@@ -17,6 +17,7 @@
 #include <poll.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
@@ -391,4 +392,26 @@ void ferry_sock_shorten(int fd)
 	if (setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &bytes, sizeof(bytes)) ||
 	    setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &bytes, sizeof(bytes)))
 		ferry_log_debug("socket buffers: %s", strerror(errno));
+}
+
+bool ferry_sock_delivered(int fd, uint64_t deadline_ns)
+{
+	struct tcp_info info;
+	socklen_t bytes = sizeof(info);
+	int unsent;
+
+	do {
+		/* In this order: what makes the queue empty without delivery changes the state first. */
+		if (ioctl(fd, TIOCOUTQ, &unsent))
+			return false;
+		/* Not TCP: a local socket's peer that did not read it all closes with an error. */
+		if (getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &bytes))
+			return true;
+		if (info.tcpi_state == TCP_CLOSE)
+			return false;
+		if (!unsent)
+			return true;
+		ferry_clock_sleep_ns(FERRY_NS_PER_MS);
+	} while (ferry_clock_ns() < deadline_ns);
+	return false;
 }

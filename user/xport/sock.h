@@ -34,6 +34,15 @@ int ferry_sock_accept(int listen_fd, uint64_t deadline_ns);
 int ferry_sock_connect(const struct ferry_uri *uri, uint64_t deadline_ns, const int *stop,
 		       struct ferry_error *err);
 
+/**
+ * ferry_sock_delivered() - did all that was sent reach a peer that has closed its side since?
+ *
+ * A peer that died before may look the same at first: its end of the stream was under way when we
+ * sent. Then what we sent is answered by a reset, never acknowledged. Waits for either.
+ * Return: true if it was acknowledged (and so read: a socket with unread data is reset, too).
+ */
+bool ferry_sock_delivered(int fd, uint64_t deadline_ns);
+
 /** ferry_sock_shorten() - what stands in its buffers keeps a page that is waited for from coming. */
 void ferry_sock_shorten(int fd);
 
