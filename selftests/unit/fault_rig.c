@@ -78,6 +78,16 @@ static void want(void *ctx, unsigned int block, uint64_t page)
 	pthread_mutex_unlock(&rig->lock);
 }
 
+unsigned int rig_wanted(struct fault_rig *rig, uint64_t page)
+{
+	unsigned int times;
+
+	pthread_mutex_lock(&rig->lock);
+	times = rig->wanted[page];
+	pthread_mutex_unlock(&rig->lock);
+	return times;
+}
+
 void rig_wait_wanted(struct fault_rig *rig, uint64_t page, unsigned int times)
 {
 	struct timespec end;

@@ -30,7 +30,7 @@ struct fault_rig {
 
 	pthread_mutex_t lock;
 	pthread_cond_t changed;
-	unsigned int wanted[PAGES]; /* how often each was asked for */
+	unsigned int wanted[PAGES]; /* how often each was asked for; under lock */
 };
 
 /* Every test has one of its own, in *state. */
@@ -44,6 +44,7 @@ void rig_start(struct fault_rig *rig, uint64_t first, uint64_t lacking);
 void rig_start_adopted(struct fault_rig *rig, bool adopted,
 		       int (*zap)(void *rig, struct ferry_error *err), int expected);
 struct ferry_fault_stats rig_stats_now(struct fault_rig *rig);
+unsigned int rig_wanted(struct fault_rig *rig, uint64_t page);
 void rig_wait_wanted(struct fault_rig *rig, uint64_t page, unsigned int times);
 void rig_wait_waiting(struct fault_rig *rig, uint64_t waiting);
 

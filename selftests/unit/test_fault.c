@@ -49,7 +49,7 @@ static void absent_page_is_asked_for_once(void **state)
 	rig_wait_wanted(rig, 3, 1);
 	rig_touch_start(rig, &b, 0, 3);
 	rig_wait_waiting(rig, 2);
-	assert_int_equal(rig->wanted[3], 1);
+	assert_int_equal(rig_wanted(rig, 3), 1);
 	assert_false(rig_touched(&a) || rig_touched(&b));
 	rig_bring(rig, 3, 0x33);
 	rig_touch_end(&a, 0x33);
@@ -68,7 +68,7 @@ static void page_being_received_is_not_seen(void **state)
 	memset(rig->own + 5 * FERRY_PAGE_SIZE, 0x55, FERRY_PAGE_SIZE / 2);
 	rig_touch_start(rig, &a, 0, 5); /* a minor fault: half the page is in the file */
 	rig_wait_waiting(rig, 1);
-	assert_int_equal(rig->wanted[5], 0);
+	assert_int_equal(rig_wanted(rig, 5), 0);
 	assert_false(rig_touched(&a));
 	rig_write_page(rig, 5, 0x56);
 	assert_int_equal(ferry_fault_placed(rig->fault, 0, 5, 1, false), 0);
@@ -85,11 +85,11 @@ static void page_that_stopped_coming_is_asked_for_again(void **state)
 	rig_touch_start(rig, &a, 0, 5);
 	rig_wait_waiting(rig, 1);
 	ferry_fault_ask_again(rig->fault);
-	assert_int_equal(rig->wanted[5], 0);
+	assert_int_equal(rig_wanted(rig, 5), 0);
 	ferry_fault_pages_unclaim(&rig->pages, 0, 5, 1);
 	ferry_fault_ask_again(rig->fault);
 	rig_wait_wanted(rig, 5, 1);
-	assert_int_equal(rig->wanted[6], 0);
+	assert_int_equal(rig_wanted(rig, 6), 0);
 	rig_bring(rig, 5, 1);
 	rig_touch_end(&a, 1);
 }
@@ -129,7 +129,7 @@ static void placed_page_is_shown_again(void **state)
 	rig_punch(rig, 20);
 	rig_touch_start(rig, &a, 0, 20);
 	rig_touch_end(&a, 0);
-	assert_int_equal(rig->wanted[20], 0);
+	assert_int_equal(rig_wanted(rig, 20), 0);
 }
 
 /* A page that is given back before its bytes are all here is a hole, and wanted from nobody. */
@@ -148,7 +148,7 @@ static void given_back_while_it_comes(void **state)
 	assert_false(rig_touched(&a));
 	assert_int_equal(ferry_fault_placed(rig->fault, 0, 20, 2, false), 0);
 	rig_touch_end(&a, 0);
-	assert_int_equal(rig->wanted[20], 0);
+	assert_int_equal(rig_wanted(rig, 20), 0);
 	rig_touch_start(rig, &a, 0, 21);
 	rig_touch_end(&a, 8);
 }
