@@ -130,6 +130,8 @@ static void *answer(void *arg)
 	int fd = accept(a->listen_fd, NULL, NULL);
 
 	must(fd >= 0 && read(fd, request, sizeof(request)) > 0);
+	/* It ends with this answer, whole or not: whoever asks again finds nobody. */
+	close(a->listen_fd);
 	/* The client may have heard enough before the end. */
 	if (send(fd, a->data, a->size, MSG_NOSIGNAL) < 0)
 		must(errno == EPIPE || errno == ECONNRESET);
@@ -139,19 +141,16 @@ static void *answer(void *arg)
 
 static void fuzz_answer(const uint8_t *data, size_t size)
 {
-	static struct answer a = { .listen_fd = -1 };
+	struct answer a = { .data = data, .size = size };
 	struct json_object *request = json_object_new_object(), *ret = NULL;
 	struct ferry_error err = { 0 };
 	pthread_t thread;
 	int r;
 
-	if (a.listen_fd < 0)
-		a.listen_fd = ferry_control_listen("fuzz", &err);
+	a.listen_fd = ferry_control_listen("fuzz", &err);
 	must(a.listen_fd >= 0);
 	/* The server of ferry does not block in accept(); this one has nothing else to do. */
 	must(!fcntl(a.listen_fd, F_SETFL, fcntl(a.listen_fd, F_GETFL) & ~O_NONBLOCK));
-	a.data = data;
-	a.size = size;
 	must(!pthread_create(&thread, NULL, answer, &a));
 	r = ferry_control_ask("fuzz", request, 0, &ret, &err);
 	must(!pthread_join(thread, NULL));

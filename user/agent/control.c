@@ -23,7 +23,7 @@
 /* Each has a thread, so that none keeps another one, or a signal, waiting. */
 #define CONTROL_MAX_CLIENTS 16
 #define CONTROL_ANSWER_MS 10000
-#define CONTROL_RETRY_NS (20 * FERRY_NS_PER_MS)
+#define CONTROL_RETRY_NS (5 * FERRY_NS_PER_MS)
 
 /* So long a process that was killed may still be there, and hang up on whoever asks. */
 #define CONTROL_DYING_MS 1000
