@@ -401,12 +401,12 @@ bool ferry_sock_delivered(int fd, uint64_t deadline_ns)
 	int unsent;
 
 	do {
-		/* In this order: what makes the queue empty without delivery changes the state first. */
 		if (ioctl(fd, TIOCOUTQ, &unsent))
 			return false;
 		/* Not TCP: a local socket's peer that did not read it all closes with an error. */
 		if (getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &bytes))
 			return true;
+		/* Reset: it stays in the queue for ever. */
 		if (info.tcpi_state == TCP_CLOSE)
 			return false;
 		if (!unsent)
