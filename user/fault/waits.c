@@ -8,6 +8,9 @@
 /* A guest with more threads than this has its blocktimes summed in the last entry. */
 #define MAX_THREADS 1024u
 
+#define STEP_BITS 5
+_Static_assert(FERRY_FAULT_STEPS == 1u << STEP_BITS, "steps of a doubling");
+
 /* Make room for one more element. Return: the array, or NULL. */
 static void *grow(void *array, unsigned int count, unsigned int *room, size_t size)
 {
@@ -41,11 +44,11 @@ static struct ferry_fault_thread *thread_of(struct ferry_fault_waits *w, pid_t t
 	return w->n_threads ? &w->threads[w->n_threads - 1] : NULL;
 }
 
-/* Its place among steps of an eighth of a doubling. */
+/* Its place among the steps of which each doubling has FERRY_FAULT_STEPS. */
 static unsigned int fine_of(uint64_t ns)
 {
-	unsigned int log = ns < 8 ? 3 : 63 - (unsigned int)__builtin_clzll(ns);
-	unsigned int at = (log - 3) * 8 + (unsigned int)(ns >> (log - 3) & 7);
+	unsigned int log = ns < FERRY_FAULT_STEPS ? 0 : 63 - (unsigned int)__builtin_clzll(ns) - STEP_BITS;
+	unsigned int at = log * FERRY_FAULT_STEPS + (unsigned int)(ns >> log) % FERRY_FAULT_STEPS;
 
 	return at < FERRY_FAULT_FINE ? at : FERRY_FAULT_FINE - 1;
 }
@@ -60,7 +63,8 @@ uint64_t ferry_fault_waits_percentile(const struct ferry_fault_waits *w, unsigne
 	for (i = 0; all && i < FERRY_FAULT_FINE; i++) {
 		below += w->fine[i];
 		if (below * 100 >= all * percent)
-			return (9ull + i % 8) << (i / 8);
+			return (FERRY_FAULT_STEPS + 1ull + i % FERRY_FAULT_STEPS)
+			       << (i / FERRY_FAULT_STEPS);
 	}
 	return 0;
 }
