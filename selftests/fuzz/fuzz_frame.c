@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /*
- * A stream of bytes to ferry_frame_recv() through a socket, until it ends.
+ * A stream of bytes to ferry_frame_recv() through a socket, until it ends; read piece by piece,
+ * and again ahead of what is asked for.
  * Every frame that comes out is one the codec allows, ends in a NUL, and can be
  * sent again; every failure has a text.
  */
@@ -14,6 +15,7 @@
 #include "base/clock.h"
 #include "xport/frame.h"
 
+#define AHEAD 32	/* frames end inside of it, and it inside of frames */
 #define MAX_INPUT 65536 /* fits a socket's buffer: no thread is needed */
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
@@ -24,7 +26,7 @@ static void must(int good)
 		abort();
 }
 
-static void drain(int fd)
+static void drain(struct ferry_ahead *from)
 {
 	struct ferry_wire_frame f;
 	struct ferry_error err;
@@ -33,7 +35,7 @@ static void drain(int fd)
 
 	for (;;) {
 		err.errnum = 0;
-		r = ferry_frame_recv(fd, &f, &body, FERRY_CLOCK_NEVER, &err);
+		r = ferry_frame_recv_ahead(from, &f, &body, FERRY_CLOCK_NEVER, &err);
 		if (r)
 			break;
 		must(f.type > 0 && f.type < FERRY_WIRE_TYPE_COUNT);
@@ -48,18 +50,29 @@ static void drain(int fd)
 	must(!body && err.errnum == -r && err.text[0]);
 }
 
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+static void read_all(const uint8_t *data, size_t size, size_t room)
 {
+	uint8_t buf[AHEAD];
+	struct ferry_ahead from = { .buf = buf, .room = room };
 	int sv[2];
 
-	if (size > MAX_INPUT || socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, sv))
-		return 0;
+	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, sv))
+		return;
+	from.fd = sv[1];
 	if (!size || write(sv[0], data, size) == (ssize_t)size) {
 		close(sv[0]);
-		drain(sv[1]);
+		drain(&from);
 	} else {
 		close(sv[0]);
 	}
 	close(sv[1]);
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+	if (size > MAX_INPUT)
+		return 0;
+	read_all(data, size, 0);
+	read_all(data, size, AHEAD);
 	return 0;
 }

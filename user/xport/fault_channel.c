@@ -15,6 +15,9 @@
 #include "xport/frame.h"
 #include "xport/packet.h"
 
+/* Some requests: a guest has a few threads, and each waits for one page. */
+#define AHEAD_BYTES 512u
+
 struct ferry_page_server {
 	struct ferry_crew crew; /* of one thread */
 	struct ferry_page_server_params params;
@@ -22,6 +25,8 @@ struct ferry_page_server {
 	struct ferry_page_server_stats stats; /* under the crew's lock */
 
 	/* The thread's own. */
+	struct ferry_ahead ahead;
+	uint8_t requests[AHEAD_BYTES];
 	uint16_t block;
 	struct ferry_packet packet;
 	uint8_t *buffer;
@@ -109,7 +114,7 @@ static int serve_one(struct ferry_page_server *s)
 	struct ferry_wire_run run = { .block = s->block };
 	struct ferry_error why = { 0 };
 	uint8_t *body = NULL;
-	int r = ferry_frame_recv(s->params.fd, &frame, &body, FERRY_CLOCK_NEVER, &why);
+	int r = ferry_frame_recv_ahead(&s->ahead, &frame, &body, FERRY_CLOCK_NEVER, &why);
 
 	if (r)
 		return end(s, r == -ENODATA ? EPIPE : -r, why.text);
@@ -164,6 +169,9 @@ int ferry_page_server_create(const struct ferry_page_server_params *params,
 	if (!s)
 		return ferry_error_set(err, ENOMEM, "no memory to serve page requests");
 	s->params = *params;
+	s->ahead = (struct ferry_ahead){
+		.fd = params->fd, .buf = s->requests, .room = sizeof(s->requests),
+	};
 	for (i = 0; i < params->ram->count; i++)
 		s->block_pages[i] = ferry_ram_block_pages(&params->ram->blocks[i]);
 	/* Who waits for these pages waits for every microsecond: they go as they are. */

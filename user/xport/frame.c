@@ -45,13 +45,13 @@ int ferry_frame_send(int fd, enum ferry_wire_type type, const void *body, uint32
 	return ferry_io_writev(fd, iov, 2, 0, deadline_ns);
 }
 
-static int skip(int fd, uint32_t length, uint64_t deadline_ns)
+static int skip(struct ferry_ahead *from, uint32_t length, uint64_t deadline_ns)
 {
 	uint8_t buf[SKIP_BYTES];
 
 	while (length) {
 		uint32_t n = length < sizeof(buf) ? length : (uint32_t)sizeof(buf);
-		int r = ferry_io_read(fd, buf, n, deadline_ns);
+		int r = ferry_ahead_read(from, buf, n, deadline_ns);
 
 		if (r)
 			return r == -ENODATA ? -EPIPE : r;
@@ -100,8 +100,8 @@ static int read_error(int r, const struct ferry_wire_frame *f, struct ferry_erro
 	return ferry_error_set(err, -r, "connection lost: %s", strerror(-r));
 }
 
-int ferry_frame_recv(int fd, struct ferry_wire_frame *frame, uint8_t **body, uint64_t deadline_ns,
-		     struct ferry_error *err)
+int ferry_frame_recv_ahead(struct ferry_ahead *from, struct ferry_wire_frame *frame,
+			   uint8_t **body, uint64_t deadline_ns, struct ferry_error *err)
 {
 	uint8_t head[FERRY_WIRE_FRAME_BYTES];
 	uint8_t *buf;
@@ -109,7 +109,7 @@ int ferry_frame_recv(int fd, struct ferry_wire_frame *frame, uint8_t **body, uin
 
 	*body = NULL;
 	for (;;) {
-		r = ferry_io_read(fd, head, sizeof(head), deadline_ns);
+		r = ferry_ahead_read(from, head, sizeof(head), deadline_ns);
 		if (r)
 			return read_error(r, NULL, err);
 		r = ferry_wire_frame_decode(frame, head);
@@ -117,7 +117,7 @@ int ferry_frame_recv(int fd, struct ferry_wire_frame *frame, uint8_t **body, uin
 			return header_error(r, frame, err);
 		if (frame->type && frame->type < FERRY_WIRE_TYPE_COUNT)
 			break;
-		r = skip(fd, frame->length, deadline_ns);
+		r = skip(from, frame->length, deadline_ns);
 		if (r)
 			return read_error(r, frame, err);
 	}
@@ -127,7 +127,7 @@ int ferry_frame_recv(int fd, struct ferry_wire_frame *frame, uint8_t **body, uin
 	if (!buf)
 		return ferry_error_set(err, ENOMEM, "no memory for a frame %s of %u bytes",
 				       ferry_wire_type_name(frame->type), frame->length);
-	r = ferry_io_read(fd, buf, frame->length, deadline_ns);
+	r = ferry_ahead_read(from, buf, frame->length, deadline_ns);
 	if (r) {
 		free(buf);
 		return read_error(r, frame, err);
@@ -138,4 +138,12 @@ int ferry_frame_recv(int fd, struct ferry_wire_frame *frame, uint8_t **body, uin
 		make_printable(buf, frame->length);
 	*body = buf;
 	return 0;
+}
+
+int ferry_frame_recv(int fd, struct ferry_wire_frame *frame, uint8_t **body, uint64_t deadline_ns,
+		     struct ferry_error *err)
+{
+	struct ferry_ahead plain = { .fd = fd };
+
+	return ferry_frame_recv_ahead(&plain, frame, body, deadline_ns, err);
 }

@@ -4,6 +4,7 @@
 
 #include <stdint.h>
 
+#include "base/ahead.h"
 #include "base/error.h"
 #include "wire/wire.h"
 
@@ -27,5 +28,9 @@ int ferry_frame_send(int fd, enum ferry_wire_type type, const void *body, uint32
  */
 int ferry_frame_recv(int fd, struct ferry_wire_frame *frame, uint8_t **body, uint64_t deadline_ns,
 		     struct ferry_error *err);
+
+/** ferry_frame_recv_ahead() - the same, of a stream of small frames. */
+int ferry_frame_recv_ahead(struct ferry_ahead *from, struct ferry_wire_frame *frame,
+			   uint8_t **body, uint64_t deadline_ns, struct ferry_error *err);
 
 #endif

@@ -63,40 +63,9 @@ static int lost(struct ferry_multifd_channel *ch, int r)
 	return ferry_multifd_fail(ch, -r, "connection lost: %s", strerror(-r));
 }
 
-/* Of small packets that come one by one a system call for each part is a good part of the time. */
-static int read_ahead(struct ferry_multifd_channel *ch, uint8_t *buf, size_t len)
-{
-	while (len) {
-		size_t n = ch->ahead_end - ch->ahead_at;
-
-		if (!n) {
-			ssize_t got = ferry_io_read_some(ch->fd, ch->ahead, sizeof(ch->ahead),
-							 FERRY_CLOCK_NEVER);
-
-			if (got < 0)
-				return (int)got;
-			ch->ahead_at = 0;
-			ch->ahead_end = (size_t)got;
-			continue;
-		}
-		n = n < len ? n : len;
-		memcpy(buf, ch->ahead + ch->ahead_at, n);
-		ch->ahead_at += n;
-		buf += n;
-		len -= n;
-	}
-	return 0;
-}
-
-int ferry_multifd_read_raw(struct ferry_multifd_channel *ch, void *buf, size_t len)
-{
-	return ch->pool->urgent ? read_ahead(ch, buf, len) :
-				  ferry_io_read(ch->fd, buf, len, FERRY_CLOCK_NEVER);
-}
-
 int ferry_multifd_read(struct ferry_multifd_channel *ch, void *buf, size_t len)
 {
-	int r = ferry_multifd_read_raw(ch, buf, len);
+	int r = ferry_ahead_read(&ch->ahead, buf, len, FERRY_CLOCK_NEVER);
 
 	return r ? lost(ch, r) : 0;
 }

@@ -7,6 +7,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "base/ahead.h"
 #include "ram/bitmap.h"
 #include "ram/ram.h"
 #include "wire/wire.h"
@@ -42,9 +43,9 @@ struct ferry_multifd_channel {
 	uint8_t *unpacked;		 /* a packet has no more pages than the buffer takes */
 	struct ferry_splice splice;
 
-	/* Urgent: what was read in one go, a page with its head mostly. */
-	uint8_t ahead[FERRY_MULTIFD_AHEAD_BYTES];
-	size_t ahead_at, ahead_end;
+	/* Urgent packets are small, and come one by one. */
+	struct ferry_ahead ahead;
+	uint8_t ahead_buf[FERRY_MULTIFD_AHEAD_BYTES];
 };
 
 /* The pool, see multifd_recv.c. */
@@ -77,9 +78,6 @@ struct ferry_multifd_recv {
 /** ferry_multifd_fail() - end the whole pool over something a channel met. Return: -@errnum. */
 int __attribute__((format(printf, 3, 4)))
 ferry_multifd_fail(struct ferry_multifd_channel *ch, int errnum, const char *fmt, ...);
-
-/** ferry_multifd_read_raw() - bytes of the channel. Return: as ferry_io_read(). */
-int ferry_multifd_read_raw(struct ferry_multifd_channel *ch, void *buf, size_t len);
 
 /** ferry_multifd_read() - the next @len bytes of a packet. Return: 0; or it has failed. */
 int ferry_multifd_read(struct ferry_multifd_channel *ch, void *buf, size_t len);

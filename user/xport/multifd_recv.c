@@ -34,7 +34,7 @@ static int bad_packet(struct ferry_multifd_channel *ch, int r, const char *what)
 static int read_header(struct ferry_multifd_channel *ch)
 {
 	uint8_t head[FERRY_WIRE_PACKET_BYTES];
-	int r = ferry_multifd_read_raw(ch, head, 1);
+	int r = ferry_ahead_read(&ch->ahead, head, 1, FERRY_CLOCK_NEVER);
 
 	if (r == -ENODATA)
 		return ferry_multifd_fail(ch, EPIPE, "connection lost: the source closed it in "
@@ -193,6 +193,10 @@ static int init_channel(struct ferry_multifd_recv *pool, unsigned int index,
 	ch->pool = pool;
 	ch->index = index;
 	ch->round = 1;
+	ch->ahead = (struct ferry_ahead){
+		.fd = ch->fd, .buf = ch->ahead_buf,
+		.room = pool->urgent ? sizeof(ch->ahead_buf) : 0,
+	};
 	if (r == -EINVAL)
 		return ferry_error_set(err, EINVAL, "there is no codec %u", pool->codec);
 	ch->buffer = aligned_alloc(FERRY_PAGE_SIZE, FERRY_MULTIFD_BUFFER_BYTES);
