@@ -80,6 +80,7 @@ struct rig *rig_make(unsigned int channels, bool tcp)
 	make_ram(&rig->to);
 	assert_int_equal(ferry_bitmap_init(&rig->received, &rig->to), 0);
 	ferry_rate_init(&rig->rate, 0);
+	ferry_multifd_turns_init(&rig->turns);
 	if (tcp) {
 		connect_tcp(rig);
 		return rig;
@@ -114,7 +115,7 @@ void rig_start_recv(struct rig *rig)
 {
 	struct ferry_multifd_recv_params params = {
 		.fds = rig->theirs, .channels = rig->channels, .ram = &rig->to,
-		.received = &rig->received, .codec = rig->codec, .checksum = rig->checksum,
+		.received = &rig->received, .turns = &rig->turns, .codec = rig->codec, .checksum = rig->checksum,
 	};
 	unsigned int i;
 
@@ -133,6 +134,7 @@ void rig_free(struct rig *rig)
 		ferry_io_close(&rig->ours[i]);
 		ferry_io_close(&rig->theirs[i]);
 	}
+	ferry_multifd_turns_free(&rig->turns);
 	ferry_bitmap_free(&rig->received);
 	ferry_ram_free(&rig->from);
 	ferry_ram_free(&rig->to);

@@ -31,6 +31,7 @@ struct rig {
 	struct ferry_rate rate;
 	uint8_t codec;
 	bool checksum;
+	struct ferry_multifd_turns turns;
 	struct ferry_multifd_send *send;
 	struct ferry_multifd_recv *recv;
 	struct ferry_error err;

@@ -39,6 +39,7 @@ static struct lab {
 	int sv[2];
 	struct ferry_page_server *server;
 	struct ferry_multifd_recv *recv;
+	struct ferry_multifd_turns turns;
 	struct ferry_page_asker asker;
 	struct ferry_fault_pages pages;
 	int placed_fd;
@@ -156,7 +157,7 @@ static void start_recv(bool checksum)
 {
 	struct ferry_multifd_recv_params params = {
 		.fds = &lab.sv[1], .channels = 1, .ram = &lab.to, .checksum = checksum,
-		.sink = &sink, .name = "fault channel",
+		.sink = &sink, .urgent = true, .turns = &lab.turns, .name = "fault channel",
 	};
 	struct ferry_error err;
 
@@ -184,6 +185,7 @@ static int setup(void **state)
 		ferry_fault_pages_lack(&lab.pages, i, 0, PAGES);
 	}
 	ferry_page_asker_init(&lab.asker);
+	ferry_multifd_turns_init(&lab.turns);
 	return socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, lab.sv);
 }
 
@@ -195,6 +197,7 @@ static int teardown(void **state)
 	ferry_page_asker_free(&lab.asker);
 	ferry_multifd_recv_free(lab.recv);
 	ferry_page_server_free(lab.server);
+	ferry_multifd_turns_free(&lab.turns);
 	for (i = 0; i < 2; i++) {
 		ferry_io_close(&lab.sv[i]);
 		close(lab.from.blocks[i].fd);
@@ -307,6 +310,43 @@ static void late_copy(void **state)
 	assert_int_equal(arrived(0, 2), 0x22);
 }
 
+/* A channel may have the processor taken away while it writes: who waits does not wait for it. */
+static void while_others_write(void **state)
+{
+	unsigned int placed;
+	int ms;
+
+	(void)state;
+	fill(0, 1, 0x11);
+	start_server(false);
+	start_recv(false);
+	pthread_mutex_lock(&lab.turns.block[0]);
+	assert_int_equal(ferry_page_asker_ask(&lab.asker, 0, 1, 1), 0);
+	for (placed = 0, ms = 0; !placed && ms < WAIT_MS; ms++) {
+		usleep(1000);
+		pthread_mutex_lock(&lab.lock);
+		placed = lab.placed[0][1];
+		pthread_mutex_unlock(&lab.lock);
+	}
+	pthread_mutex_unlock(&lab.turns.block[0]);
+	assert_int_equal(placed, 1);
+	assert_int_equal(arrived(0, 1), 0x11);
+}
+
+/* But when nobody does it has the turn, and gives it back. */
+static void in_its_turn(void **state)
+{
+	(void)state;
+	fill(0, 1, 0x11);
+	start_server(false);
+	start_recv(false);
+	assert_int_equal(ferry_page_asker_ask(&lab.asker, 0, 1, 1), 0);
+	await(&lab.placed[0][1]);
+	assert_int_equal(arrived(0, 1), 0x11);
+	assert_int_equal(pthread_mutex_trylock(&lab.turns.block[0]), 0);
+	pthread_mutex_unlock(&lab.turns.block[0]);
+}
+
 static void lost_line(void **state)
 {
 	struct ferry_error err;
@@ -405,6 +445,7 @@ int main(void)
 		WITH_LAB(asked_and_answered), WITH_LAB(once),	   WITH_LAB(once_more),
 		WITH_LAB(late_copy),	      WITH_LAB(lost_line), WITH_LAB(new_line),
 		WITH_LAB(deaf_peer),	      WITH_LAB(bad_requests),
+		WITH_LAB(while_others_write), WITH_LAB(in_its_turn),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -246,6 +246,7 @@ static int destination_start_pool(struct ferry_destination *d, struct ferry_erro
 		.received = &d->received,
 		.codec = d->config.codec,
 		.checksum = d->config.flags & FERRY_WIRE_CONFIG_CHECKSUM,
+		.turns = &d->incoming.turns,
 		.sink = d->asked ? &d->incoming.sink : NULL,
 		.ended = pool_ended,
 		.ctx = d,

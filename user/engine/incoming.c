@@ -156,6 +156,7 @@ void ferry_incoming_init(struct ferry_incoming *in, struct ferry_job *job, int w
 		.ctx = in,
 	};
 	ferry_page_asker_init(&in->asker);
+	ferry_multifd_turns_init(&in->turns);
 }
 
 static void set_line(struct ferry_incoming *in, struct ferry_multifd_recv *line)
@@ -227,6 +228,7 @@ void ferry_incoming_free(struct ferry_incoming *in)
 	free_members(in);
 	ferry_io_close(&in->placed_fd);
 	ferry_page_asker_free(&in->asker);
+	ferry_multifd_turns_free(&in->turns);
 	free(in->addrs);
 }
 
@@ -473,8 +475,8 @@ int ferry_incoming_line(struct ferry_incoming *in, int fault_fd, struct ferry_er
 		.codec = FERRY_WIRE_CODEC_RAW,
 		.checksum = in->config.flags & FERRY_WIRE_CONFIG_CHECKSUM,
 		.sink = &in->sink,
-		.mapped = true,
 		.urgent = true,
+		.turns = &in->turns,
 		.name = "fault channel",
 		.ended = line_ended,
 		.ctx = in,

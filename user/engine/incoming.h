@@ -47,6 +47,7 @@ struct ferry_incoming {
 	struct ferry_wire_config config;
 	enum ferry_incoming_step step; /* atomic */
 	struct ferry_multifd_sink sink;
+	struct ferry_multifd_turns turns; /* of the channels and the line */
 	struct ferry_page_asker asker;
 	uint64_t line_pages; /* by lines that have ended */
 	uint64_t lacked;     /* pages that were missing when this worker began to serve */

@@ -145,26 +145,30 @@ static int cannot_write(struct ferry_multifd_channel *ch, const struct ferry_ram
 				  strerror(-r));
 }
 
-/* The block's turn, where one has to be had. */
-static void turn_begins(struct ferry_multifd_channel *ch, unsigned int block)
+/* Return: is it our turn to write to the block? If not, it is urgent and somebody else writes. */
+static bool turn_begins(struct ferry_multifd_channel *ch, unsigned int block)
 {
-	if (!ch->pool->mapped)
-		pthread_mutex_lock(&ch->pool->writing[block]);
+	pthread_mutex_t *turn = &ch->pool->turns->block[block];
+
+	return !(ch->pool->urgent ? pthread_mutex_trylock(turn) : pthread_mutex_lock(turn));
 }
 
-static void turn_ends(struct ferry_multifd_channel *ch, unsigned int block)
+static void turn_ends(struct ferry_multifd_channel *ch, unsigned int block, bool turn)
 {
-	if (!ch->pool->mapped)
-		pthread_mutex_unlock(&ch->pool->writing[block]);
+	if (turn)
+		pthread_mutex_unlock(&ch->pool->turns->block[block]);
 }
 
-/* In the block's turn. */
+/*
+ * pwrite(2) is the quickest, for it makes a page and fills it in one step. Out of turn it would
+ * wait for the file's lock, and a page fault of our own mapping does not.
+ */
 static int write_pages(struct ferry_multifd_channel *ch, unsigned int index, uint64_t first,
-		       uint64_t pages, const uint8_t *data)
+		       uint64_t pages, const uint8_t *data, bool turn)
 {
 	const struct ferry_ram_block *block = &ch->pool->ram->blocks[index];
 
-	if (ch->pool->mapped || ferry_ram_is_huge(block))
+	if (!turn || ferry_ram_is_huge(block))
 		return ferry_ram_write(block, first, pages, data);
 	return ferry_io_pwrite(block->fd, data, (size_t)pages << FERRY_PAGE_SHIFT,
 			       (off_t)(block->fd_off_bytes + (first << FERRY_PAGE_SHIFT)));
@@ -173,11 +177,10 @@ static int write_pages(struct ferry_multifd_channel *ch, unsigned int index, uin
 static int load_normal(struct ferry_multifd_channel *ch, const struct ferry_wire_extent *e,
 		       const uint8_t *data)
 {
-	int r;
+	bool turn = turn_begins(ch, e->block);
+	int r = write_pages(ch, e->block, e->first_page, e->pages, data, turn);
 
-	turn_begins(ch, e->block);
-	r = write_pages(ch, e->block, e->first_page, e->pages, data);
-	turn_ends(ch, e->block);
+	turn_ends(ch, e->block, turn);
 	if (r)
 		return cannot_write(ch, &ch->pool->ram->blocks[e->block], r);
 	ferry_bitmap_set_atomic(ch->pool->received, e->block, e->first_page, e->pages);
@@ -191,16 +194,17 @@ static int load_normal(struct ferry_multifd_channel *ch, const struct ferry_wire
 static int claim_and_write(struct ferry_multifd_channel *ch, const struct ferry_multifd_sink *sink,
 			   unsigned int block, uint64_t first, uint64_t *pages, const uint8_t *data)
 {
+	bool turn;
 	int r = 0;
 
 	/* A huge page is shown when all of it is there. */
 	if (*pages > CLAIM_PAGES && !ferry_ram_is_huge(&ch->pool->ram->blocks[block]))
 		*pages = CLAIM_PAGES;
-	turn_begins(ch, block);
+	turn = turn_begins(ch, block);
 	*pages = sink->claim(sink->ctx, block, first, *pages);
 	if (*pages)
-		r = write_pages(ch, block, first, *pages, data);
-	turn_ends(ch, block);
+		r = write_pages(ch, block, first, *pages, data, turn);
+	turn_ends(ch, block, turn);
 	if (!r)
 		return 0;
 	sink->unclaim(sink->ctx, block, first, *pages);
@@ -274,7 +278,7 @@ static int splice_pages(struct ferry_multifd_channel *ch, const struct ferry_wir
 	int r = ferry_splice_to_file(
 		&ch->splice, ch->fd, block->fd,
 		(off_t)(block->fd_off_bytes + (e->first_page << FERRY_PAGE_SHIFT)),
-		(size_t)e->pages << FERRY_PAGE_SHIFT, &ch->pool->writing[e->block], &at_file);
+		(size_t)e->pages << FERRY_PAGE_SHIFT, &ch->pool->turns->block[e->block], &at_file);
 
 	if (r)
 		return at_file ? cannot_write(ch, block, r) : lost(ch, r);

@@ -55,17 +55,13 @@ struct ferry_multifd_recv {
 	struct ferry_bitmap *received;
 	uint8_t codec;
 	bool checksum;
-	bool mapped, urgent;
+	bool urgent;
+	struct ferry_multifd_turns *turns;
 	const struct ferry_multifd_sink *sink; /* atomic */
 	const char *name;
 	void (*ended)(void *ctx);
 	void *ctx;
 	uint64_t block_pages[FERRY_RAM_MAX_BLOCKS];
-	/*
-	 * One channel at a time writes to a block. The kernel sees to that in any case, but who
-	 * waits for its inode lock spins: with two channels writing took half as much CPU again.
-	 */
-	pthread_mutex_t writing[FERRY_RAM_MAX_BLOCKS];
 
 	/* All under the crew's lock. */
 	uint32_t completed;	 /* the last round that every channel has synced */

@@ -24,6 +24,22 @@
 #include "xport/multifd_load.h"
 #include "xport/sock.h"
 
+void ferry_multifd_turns_init(struct ferry_multifd_turns *turns)
+{
+	unsigned int i;
+
+	for (i = 0; i < FERRY_RAM_MAX_BLOCKS; i++)
+		pthread_mutex_init(&turns->block[i], NULL);
+}
+
+void ferry_multifd_turns_free(struct ferry_multifd_turns *turns)
+{
+	unsigned int i;
+
+	for (i = 0; i < FERRY_RAM_MAX_BLOCKS; i++)
+		pthread_mutex_destroy(&turns->block[i]);
+}
+
 static int bad_packet(struct ferry_multifd_channel *ch, int r, const char *what)
 {
 	return ferry_multifd_fail(ch, -r, "packet %llu of round %u is invalid: %s; do both hosts "
@@ -173,8 +189,6 @@ static void free_pool(struct ferry_multifd_recv *pool)
 {
 	unsigned int i;
 
-	for (i = 0; i < FERRY_RAM_MAX_BLOCKS; i++)
-		pthread_mutex_destroy(&pool->writing[i]);
 	for (i = 0; i < pool->crew.channels; i++) {
 		free(pool->channels[i].buffer);
 		free(pool->channels[i].unpacked);
@@ -222,8 +236,6 @@ int ferry_multifd_recv_create(const struct ferry_multifd_recv_params *params,
 	if (!pool)
 		return ferry_error_set(err, ENOMEM, "no memory for %u multifd channels",
 				       params->channels);
-	for (i = 0; i < FERRY_RAM_MAX_BLOCKS; i++)
-		pthread_mutex_init(&pool->writing[i], NULL);
 	r = ferry_crew_init(&pool->crew, params->fds, params->channels, err);
 	if (r)
 		goto err_free;
@@ -232,8 +244,8 @@ int ferry_multifd_recv_create(const struct ferry_multifd_recv_params *params,
 	pool->codec = params->codec;
 	pool->checksum = params->checksum;
 	pool->sink = params->sink;
-	pool->mapped = params->mapped;
 	pool->urgent = params->urgent;
+	pool->turns = params->turns;
 	pool->name = params->name ? params->name : "multifd channel";
 	pool->ended = params->ended;
 	pool->ctx = params->ctx;

@@ -2,6 +2,7 @@
 #ifndef FERRY_XPORT_MULTIFD_RECV_H
 #define FERRY_XPORT_MULTIFD_RECV_H
 
+#include <pthread.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -34,6 +35,18 @@ struct ferry_multifd_sink {
 	void *ctx;
 };
 
+/*
+ * One channel at a time writes to a block, whichever pool it is of. The kernel sees to that in any
+ * case, but who waits for its inode lock spins: with two channels writing took half as much CPU
+ * again.
+ */
+struct ferry_multifd_turns {
+	pthread_mutex_t block[FERRY_RAM_MAX_BLOCKS];
+};
+
+void ferry_multifd_turns_init(struct ferry_multifd_turns *turns);
+void ferry_multifd_turns_free(struct ferry_multifd_turns *turns);
+
 struct ferry_multifd_recv_params {
 	const int *fds; /* one a channel; the pool's to close once create succeeded */
 	unsigned int channels;
@@ -41,8 +54,8 @@ struct ferry_multifd_recv_params {
 	struct ferry_bitmap *received; /* pages that hold received data; set and cleared atomically */
 	uint8_t codec;		       /* enum ferry_wire_codec that extents may have beside raw */
 	bool checksum;		       /* every extent must carry one */
-	bool mapped; /* write through the blocks' mappings, where there are any */
-	bool urgent; /* a guest waits for all that comes */
+	bool urgent; /* a guest waits for all that comes: it waits for nobody's turn */
+	struct ferry_multifd_turns *turns; /* of all pools that write to @ram; outlives them */
 	const struct ferry_multifd_sink *sink; /* from the first packet on; NULL none */
 	const char *name; /* of a channel, in errors; NULL "multifd channel" */
 	/* Called by each channel's thread as it ends: no more good can come. May be NULL. */
