@@ -75,7 +75,7 @@ static void waits_are_counted(void **state)
 	ferry_fault_waits_free(&w);
 }
 
-/* To an eighth of what they are, from the top. */
+/* To a thirty-second of what they are, from the top. */
 static void waits_in_percent(void **state)
 {
 	struct ferry_fault_waits w = { 0 };
@@ -88,10 +88,10 @@ static void waits_in_percent(void **state)
 		assert_int_equal(ferry_fault_waits_end(&w, 0, i, 1, i * 1000), 1);
 	}
 	p = ferry_fault_waits_percentile(&w, 50);
-	assert_in_range(p, 50000, 50000 * 9 / 8);
+	assert_in_range(p, 50000, 50000 * 33 / 32);
 	p = ferry_fault_waits_percentile(&w, 99);
-	assert_in_range(p, 99000, 99000 * 9 / 8);
-	assert_in_range(ferry_fault_waits_percentile(&w, 1), 1000, 1125);
+	assert_in_range(p, 99000, 99000 * 33 / 32);
+	assert_in_range(ferry_fault_waits_percentile(&w, 1), 1000, 1032);
 	assert_true(ferry_fault_waits_add(&w, 0, 1, 1, 0));
 	assert_int_equal(ferry_fault_waits_end(&w, 0, 1, 1, UINT64_MAX), 1);
 	assert_true(ferry_fault_waits_percentile(&w, 100) > 1ull << 40);

@@ -44,7 +44,7 @@ struct ferry_fault_stats {
 	uint64_t total_wait_ns; /* over all that ended */
 	uint64_t max_wait_ns;
 	uint64_t histogram[FERRY_FAULT_BUCKETS]; /* of waits for absent or receiving pages */
-	uint64_t p50_ns, p99_ns; /* of the same, to an eighth; 0 none */
+	uint64_t p50_ns, p99_ns; /* of the same, to 3 %; 0 none */
 };
 
 /**

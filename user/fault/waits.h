@@ -9,7 +9,7 @@
 
 /* Steps for each doubling: a percentile is told to 3 %. */
 #define FERRY_FAULT_STEPS 32u
-#define FERRY_FAULT_FINE (35 * FERRY_FAULT_STEPS)
+#define FERRY_FAULT_FINE (38 * FERRY_FAULT_STEPS)
 
 /*
  * Who waits for which page since when, and how long they waited. A guest has a few
