@@ -29,6 +29,7 @@
 #include "base/log.h"
 #include "engine/fault_points.h"
 #include "engine/open.h"
+#include "engine/rounds.h"
 #include "fault/uffd.h"
 #include "wire/wire.h"
 
@@ -227,15 +228,8 @@ static int cpr_pass(struct ferry_cpr *c, struct ferry_error *err)
 
 static int cpr_save(struct ferry_cpr *c, struct ferry_error *err)
 {
-	int r = c->from->ops->save(c->from, FERRY_WIRE_MAX_PACKAGE, &c->state, &c->state_bytes,
-				   err);
-
-	if (r)
-		return r;
-	pthread_mutex_lock(&c->job->lock);
-	c->job->stats.device_bytes = c->state_bytes;
-	pthread_mutex_unlock(&c->job->lock);
-	return 0;
+	return ferry_rounds_save(c->job, c->from, FERRY_WIRE_MAX_PACKAGE, &c->state, &c->state_bytes,
+				 err);
 }
 
 static int cpr_load(struct ferry_cpr *c, struct ferry_error *err)

@@ -21,8 +21,8 @@
 #include "engine/fault_points.h"
 #include "engine/file.h"
 #include "engine/open.h"
+#include "engine/rounds.h"
 #include "engine/settle.h"
-#include "engine/stall.h"
 #include "store/format.h"
 #include "store/writer.h"
 
@@ -268,59 +268,37 @@ static int save_bulk(struct save *s, struct ferry_error *err)
 }
 
 /*
- * Rounds, until what is left fits the downtime limit. A guest that writes faster than the
- * file can be written never gets there: a save ends all the same, and stops it for longer.
+ * What is left fits the downtime limit. With a guest that writes faster than the file can be
+ * written it never does: a save ends all the same, and stops it for longer.
  */
+static int save_enough(void *ctx, const struct ferry_converge_verdict *v, struct ferry_error *err)
+{
+	struct save *s = ctx;
+
+	(void)err;
+	if (v->stalled)
+		ferry_log_warn("%s: the guest writes faster than its memory can be saved; it is "
+			       "stopped for about %llu ms for the rest", s->job->record.id,
+			       (unsigned long long)(v->expected_downtime_ns / FERRY_NS_PER_MS));
+	return v->switch_over || v->stalled;
+}
+
 static int save_iterate(struct save *s, struct ferry_error *err)
 {
-	int r = 0;
-
-	while (!r && s->copy.tracker) {
-		struct ferry_converge_verdict v;
-
-		if (ferry_job_cancelled(s->job))
-			return ferry_error_set(err, ECANCELED, "cancelled");
-		r = ferry_copy_collect(&s->copy, err);
-		if (r)
-			return r;
-		v = ferry_copy_decide(&s->copy);
-		if (v.stalled)
-			ferry_log_warn("%s: the guest writes faster than its memory can be saved; it is "
-				       "stopped for about %llu ms for the rest", s->job->record.id,
-				       (unsigned long long)(v.expected_downtime_ns / FERRY_NS_PER_MS));
-		if (v.switch_over || v.stalled)
-			return 0;
-		r = ferry_copy_round(&s->copy, err);
-		if (!r)
-			r = ferry_fault_point("round", err);
-	}
-	return r;
+	return ferry_rounds_run(&s->copy, save_enough, s, err);
 }
 
 static int save_stop(struct save *s, struct ferry_error *err)
 {
-	int r = s->settle.guest->ops->running(s->settle.guest, err);
-
-	if (r < 0)
-		return r;
-	s->job->record.guest_paused = !r;
-	s->settle.stopped_ns = ferry_clock_ns();
-	return s->settle.guest->ops->pause(s->settle.guest, err);
+	return ferry_rounds_stop(s->job, s->settle.guest, &s->settle.stopped_ns, err);
 }
 
 static int save_device(struct save *s, struct ferry_error *err)
 {
 	int r = ferry_job_move(s->job, FERRY_STATE_DEVICE, err);
 
-	if (!r)
-		r = s->settle.guest->ops->save(s->settle.guest, FERRY_STORE_MAX_DEVICE, &s->state,
-					       &s->state_bytes, err);
-	if (r)
-		return r;
-	pthread_mutex_lock(&s->job->lock);
-	s->job->stats.device_bytes = s->state_bytes;
-	pthread_mutex_unlock(&s->job->lock);
-	return 0;
+	return r ? r : ferry_rounds_save(s->job, s->settle.guest, FERRY_STORE_MAX_DEVICE, &s->state,
+					 &s->state_bytes, err);
 }
 
 static int save_final(struct save *s, struct ferry_error *err)

@@ -21,6 +21,7 @@
 #include "engine/link.h"
 #include "engine/open.h"
 #include "engine/pager.h"
+#include "engine/rounds.h"
 #include "engine/settle.h"
 #include "engine/stall.h"
 #include "engine/switch.h"
@@ -243,31 +244,19 @@ static int source_bulk(struct source *s, struct ferry_error *err)
 	return s->copy.tracker ? ferry_copy_bulk(&s->copy, err) : 0;
 }
 
-/* Rounds, until what is left fits the downtime. What is pending then goes with the final copy. */
+/* What is left fits the downtime, or goes after the guest. */
+static int source_enough(void *ctx, const struct ferry_converge_verdict *v, struct ferry_error *err)
+{
+	struct source *s = ctx;
+
+	if (v->switch_over || ferry_switch_due(s->job, &s->copy, v->stalled))
+		return 1;
+	return ferry_stall_act(&s->copy, v, err);
+}
+
 static int source_iterate(struct source *s, struct ferry_error *err)
 {
-	int r = 0;
-
-	while (!r && s->copy.tracker) {
-		struct ferry_converge_verdict v;
-
-		if (ferry_job_cancelled(s->job))
-			return ferry_error_set(err, ECANCELED, "cancelled");
-		r = ferry_copy_collect(&s->copy, err);
-		if (r)
-			return r;
-		v = ferry_copy_decide(&s->copy);
-		if (v.switch_over)
-			return 0;
-		if (ferry_switch_due(s->job, &s->copy, v.stalled))
-			return 0;
-		r = ferry_stall_act(&s->copy, &v, err);
-		if (!r)
-			r = ferry_copy_round(&s->copy, err);
-		if (!r)
-			r = ferry_fault_point("round", err);
-	}
-	return r;
+	return ferry_rounds_run(&s->copy, source_enough, s, err);
 }
 
 static bool source_may_go_on(struct ferry_job *job)
@@ -327,32 +316,17 @@ static int source_switch(struct source *s, struct ferry_error *err)
 
 static int source_stop(struct source *s, struct ferry_error *err)
 {
-	int r;
-
 	/* The VMM needs its time for what comes now; the guest has no use for it any more. */
 	ferry_stall_lift(&s->copy);
-	/* A person may have paused or resumed it since we came: it arrives as it is now. */
-	r = s->settle.guest->ops->running(s->settle.guest, err);
-	if (r < 0)
-		return r;
-	s->job->record.guest_paused = !r;
-	s->settle.stopped_ns = ferry_clock_ns();
-	return s->settle.guest->ops->pause(s->settle.guest, err);
+	return ferry_rounds_stop(s->job, s->settle.guest, &s->settle.stopped_ns, err);
 }
 
 static int source_save(struct source *s, struct ferry_error *err)
 {
 	int r = s->switching ? 0 : ferry_job_move(s->job, FERRY_STATE_DEVICE, err);
 
-	if (!r)
-		r = s->settle.guest->ops->save(s->settle.guest, FERRY_WIRE_MAX_PACKAGE, &s->state,
-					       &s->state_bytes, err);
-	if (r)
-		return r;
-	pthread_mutex_lock(&s->job->lock);
-	s->job->stats.device_bytes = s->state_bytes;
-	pthread_mutex_unlock(&s->job->lock);
-	return 0;
+	return r ? r : ferry_rounds_save(s->job, s->settle.guest, FERRY_WIRE_MAX_PACKAGE, &s->state,
+					 &s->state_bytes, err);
 }
 
 static int source_final(struct source *s, struct ferry_error *err)
