@@ -30,10 +30,10 @@ import tap
 LOGS = 'build/check'
 TOTAL_SECONDS = 45 * 60
 LONG_FACTOR = 6
-DEFAULT_TIMEOUT = 300
+DEFAULT_TIMEOUT = 420
 SHOWN_LINES = 50     # of each failed test, and of the end of a log that shows none
 SHOWN_TESTS = 5
-E2E_TIMEOUTS = {'precopy': 600, 'faults': 480, 'postcopy': 480}
+E2E_TIMEOUTS = {'precopy': 720, 'faults': 600, 'postcopy': 600}
 # What scripts/check runs of a file that takes too long: the tests whose names contain
 # one of these words. --long runs the whole file.
 E2E_PART = {
@@ -90,15 +90,15 @@ def all_suites(long=False):
         from_script('install', 60),
         from_script('model', 300),
         Suite('unit', MAKE + ['unit'], 300),
-        Suite('asan', MAKE + ['asan'], 420),
+        Suite('asan', MAKE + ['asan'], 600),
         Suite('tsan', MAKE + ['tsan'], 420),
         Suite('fuzz', MAKE + ['fuzz'], 300),
-        Suite('tidy', MAKE + ['tidy'], 420),
+        Suite('tidy', MAKE + ['tidy'], 720),
         from_script('kmod', 240),
         from_script('inject', 240),
         from_script('dirty', 300),
-        from_script('hosted', 480),
-        from_script('module', 600),
+        from_script('hosted', 600),
+        from_script('module', 720),
     ]
     known = {s.name for s in suites}
     for path in sorted(glob.glob('selftests/*/run.sh')):
