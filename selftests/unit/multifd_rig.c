@@ -115,7 +115,8 @@ void rig_start_recv(struct rig *rig)
 {
 	struct ferry_multifd_recv_params params = {
 		.fds = rig->theirs, .channels = rig->channels, .ram = &rig->to,
-		.received = &rig->received, .turns = &rig->turns, .codec = rig->codec, .checksum = rig->checksum,
+		.received = &rig->received, .turns = &rig->turns, .codec = rig->codec,
+		.checksum = rig->checksum,
 	};
 	unsigned int i;
 

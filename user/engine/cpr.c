@@ -28,8 +28,8 @@
 #include "base/io.h"
 #include "base/log.h"
 #include "engine/fault_points.h"
+#include "engine/halt.h"
 #include "engine/open.h"
-#include "engine/rounds.h"
 #include "fault/uffd.h"
 #include "wire/wire.h"
 
@@ -228,8 +228,8 @@ static int cpr_pass(struct ferry_cpr *c, struct ferry_error *err)
 
 static int cpr_save(struct ferry_cpr *c, struct ferry_error *err)
 {
-	return ferry_rounds_save(c->job, c->from, FERRY_WIRE_MAX_PACKAGE, &c->state, &c->state_bytes,
-				 err);
+	return ferry_halt_save(c->job, c->from, FERRY_WIRE_MAX_PACKAGE, &c->state, &c->state_bytes,
+			       err);
 }
 
 static int cpr_load(struct ferry_cpr *c, struct ferry_error *err)

@@ -20,6 +20,7 @@
 #include "engine/copy.h"
 #include "engine/fault_points.h"
 #include "engine/file.h"
+#include "engine/halt.h"
 #include "engine/open.h"
 #include "engine/rounds.h"
 #include "engine/settle.h"
@@ -290,15 +291,15 @@ static int save_iterate(struct save *s, struct ferry_error *err)
 
 static int save_stop(struct save *s, struct ferry_error *err)
 {
-	return ferry_rounds_stop(s->job, s->settle.guest, &s->settle.stopped_ns, err);
+	return ferry_halt_guest(s->job, s->settle.guest, &s->settle.stopped_ns, err);
 }
 
 static int save_device(struct save *s, struct ferry_error *err)
 {
 	int r = ferry_job_move(s->job, FERRY_STATE_DEVICE, err);
 
-	return r ? r : ferry_rounds_save(s->job, s->settle.guest, FERRY_STORE_MAX_DEVICE, &s->state,
-					 &s->state_bytes, err);
+	return r ? r : ferry_halt_save(s->job, s->settle.guest, FERRY_STORE_MAX_DEVICE, &s->state,
+				       &s->state_bytes, err);
 }
 
 static int save_final(struct save *s, struct ferry_error *err)

@@ -17,6 +17,7 @@
 #include "base/log.h"
 #include "engine/copy.h"
 #include "engine/fault_points.h"
+#include "engine/halt.h"
 #include "engine/job.h"
 #include "engine/link.h"
 #include "engine/open.h"
@@ -318,15 +319,15 @@ static int source_stop(struct source *s, struct ferry_error *err)
 {
 	/* The VMM needs its time for what comes now; the guest has no use for it any more. */
 	ferry_stall_lift(&s->copy);
-	return ferry_rounds_stop(s->job, s->settle.guest, &s->settle.stopped_ns, err);
+	return ferry_halt_guest(s->job, s->settle.guest, &s->settle.stopped_ns, err);
 }
 
 static int source_save(struct source *s, struct ferry_error *err)
 {
 	int r = s->switching ? 0 : ferry_job_move(s->job, FERRY_STATE_DEVICE, err);
 
-	return r ? r : ferry_rounds_save(s->job, s->settle.guest, FERRY_WIRE_MAX_PACKAGE, &s->state,
-					 &s->state_bytes, err);
+	return r ? r : ferry_halt_save(s->job, s->settle.guest, FERRY_WIRE_MAX_PACKAGE, &s->state,
+				       &s->state_bytes, err);
 }
 
 static int source_final(struct source *s, struct ferry_error *err)
