@@ -206,6 +206,8 @@ class Destination:
         while True:
             try:
                 line = Line(self.listener.accept()[0])
+            except TimeoutError:
+                continue  # a guest takes its time to boot on a busy machine
             except OSError:
                 return
             self.lines.append(line)
